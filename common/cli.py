@@ -1,0 +1,211 @@
+"""The command-line contract every script keeps.
+
+Exit status 0: done. 2: something the person can mend, told in one line. 1: a bug of ours, with its
+traceback in a log file. 130 / 143: stopped by SIGINT / SIGTERM. Nothing here imports torch, so
+`--help` and a bad option answer at once.
+"""
+
+import argparse
+import difflib
+import logging
+import math
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from common import paths
+
+EXIT_OK, EXIT_BUG, EXIT_USER_ERROR = 0, 1, 2
+PROGRESS_INTERVAL_S = 10.0  # between plain progress lines when there is no terminal
+
+log = logging.getLogger("detection")
+Item = TypeVar("Item")
+
+
+class UserError(Exception):
+    """A mistake the person can mend. The text reads `WHERE: what is wrong – what to do`."""
+
+    def __init__(self, where: Path | str, what: str, remedy: str):
+        where = paths.display(where) if isinstance(where, Path) else where
+        super().__init__(f"{where}: {what} – {remedy}".replace("\n", " "))
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised in the main thread so that `finally` blocks and savers run."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with one-line errors and the nearest option name for a misspelt one."""
+
+    def __init__(self, description: str | None, **kwargs):
+        super().__init__(
+            description=description,
+            formatter_class=_DefaultsAndLayout,
+            allow_abbrev=False,
+            **kwargs,
+        )
+
+    def parse_args(self, args=None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = list(self._option_string_actions)
+            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see --help"
+            self.error(f"{unknown[0]}: unknown option – {hint}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USER_ERROR, f"error: {message.removeprefix('argument ')}\n")
+
+
+class _DefaultsAndLayout(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
+    """Keeps the layout of the module docstring and adds `(default: X)` to every option."""
+
+
+def add_common_arguments(
+    parser: argparse.ArgumentParser, *, output: Path | None, output_help: str, seed: int = 0
+) -> None:
+    """Adds --device, --seed, --output, --quiet and --debug, which every script has."""
+    group = parser.add_argument_group("common")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    group.add_argument("--seed", type=int, default=seed, help="seed of every random generator")
+    group.add_argument("--output", type=Path, default=output, help=output_help)
+    group.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def run(work: Callable[[], int | None], args: argparse.Namespace) -> int:
+    """Calls `work` and turns every way it can end into the exit status of the contract."""
+    logging.basicConfig(
+        level=logging.WARNING if args.quiet else logging.INFO,
+        format="%(message)s",
+        stream=sys.stdout,
+        force=True,
+    )
+    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        return work() or EXIT_OK
+    except UserError as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:  # `script | head`: the reader has gone, which is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Terminated:
+        return 128 + signal.SIGTERM
+    except Exception as error:
+        _report_bug(error, show=args.debug)
+        return EXIT_BUG
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _raise_terminated(signum, frame) -> NoReturn:
+    raise Terminated
+
+
+def _report_bug(error: Exception, *, show: bool) -> None:
+    text = traceback.format_exc()
+    if show:
+        sys.stderr.write(text)
+    paths.OUTPUTS.mkdir(parents=True, exist_ok=True)
+    crash_log = paths.OUTPUTS / "crash.log"
+    crash_log.write_text(f"{' '.join(sys.argv)}\n{text}", encoding="utf-8")
+    first_line = str(error).splitlines()[0] if str(error) else ""
+    print(
+        f"error: internal error ({type(error).__name__}: {first_line}) – please report it with "
+        f"{paths.display(crash_log)}",
+        file=sys.stderr,
+    )
+
+
+def progress(items: Iterable[Item], *, total: int, label: str) -> Iterator[Item]:
+    """A tqdm bar on a terminal, a plain line every few seconds elsewhere, nothing when quiet."""
+    if not log.isEnabledFor(logging.INFO):
+        yield from items
+    elif sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, desc=label, leave=False, ascii="NO_COLOR" in os.environ)
+    else:
+        next_line = time.monotonic() + PROGRESS_INTERVAL_S
+        for done, item in enumerate(items):
+            if time.monotonic() >= next_line:
+                log.info("%s: %d of %d", label, done, total)
+                next_line = time.monotonic() + PROGRESS_INTERVAL_S
+            yield item
+
+
+def finished(saved: Sequence[Path], next_command: str | None) -> None:
+    """The closing lines of every script: what it saved and what to run next."""
+    for path in saved:
+        log.info("Saved %s", paths.display(path))
+    if next_command:
+        log.info("Next:  %s", next_command)
+
+
+# --- argument types: argparse calls them, so they raise ArgumentTypeError --------------------
+
+
+def _number(text: str, convert: type) -> float:
+    try:
+        value = convert(text)
+    except ValueError:
+        kind = "a whole number" if convert is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {kind}") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not finite")
+    return value
+
+
+def positive_int(text: str) -> int:
+    value = int(_number(text, int))
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    value = int(_number(text, int))
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = _number(text, float)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    value = _number(text, float)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def fraction(text: str) -> float:
+    value = _number(text, float)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def positive_int_list(text: str) -> list[int]:
+    """`1,2,4` -> [1, 2, 4], sorted and without repeats."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the list is empty; write for instance 1,2,4")
+    return sorted({positive_int(part.strip()) for part in text.split(",")})

@@ -1,0 +1,136 @@
+"""The machine a number was measured on: device choice, versions, seeds."""
+
+import os
+import platform
+import random
+import shlex
+import subprocess
+import sys
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import paths
+from common.cli import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "opencv-python", "onnx", "onnxruntime-gpu")
+
+
+def select_device(name: str) -> "torch.device":
+    """`auto` takes the first of cuda, mps, cpu; any other name must be there.
+
+    Raises:
+        UserError: the device asked for by name does not exist on this machine.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}", "unknown", "use auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            found = f"{count} CUDA devices found" if count else "no CUDA device found"
+            raise UserError(f"--device {name}", found, "use --device auto or cpu")
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name}", "no MPS device found", "use --device auto or cpu")
+    if device.type not in ("cpu", "mps"):
+        raise UserError(f"--device {name}", "not supported", "use auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def device_name(device: str) -> str:
+    """`NVIDIA H200` for cuda:0, the processor's model for cpu."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return _cpu_name()
+
+
+@lru_cache
+def _cpu_name() -> str:
+    """The processor's model; Linux tells it in /proc/cpuinfo only."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Versions and hardware, for the `environment` key of every report."""
+    import torch
+
+    facts: dict[str, Any] = {
+        "device": str(device),
+        "device_name": device_name(str(device)),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "packages": _package_versions(),
+        "git_commit": _git_commit(),
+    }
+    if str(device).startswith("cuda"):
+        facts["cuda"] = torch.version.cuda
+        facts["tf32"] = torch.backends.cuda.matmul.allow_tf32
+    return facts
+
+
+def summary_line(device: str) -> str:
+    """`Python 3.11.7, torch 2.15.0, cpu (Intel Xeon, 2 threads)`: the first line of a run."""
+    import torch
+
+    threads = f", {torch.get_num_threads()} threads" if str(device) == "cpu" else ""
+    return (
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{device} ({device_name(str(device))}{threads})"
+    )
+
+
+def command_line() -> str:
+    """The command as typed, with paths inside the repository shown relative to it."""
+    script = paths.display(sys.argv[0]) if sys.argv[0] else "python"
+    return shlex.join(["python", script, *sys.argv[1:]])
+
+
+def seed_everything(seed: int) -> None:
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@lru_cache
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(paths.ROOT), "rev-parse", "--short=12", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
