@@ -1,0 +1,155 @@
+"""VideoWriter: what a player and OpenCV read back, and that failures leave nothing behind."""
+
+import subprocess
+import sys
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from common import artifacts, paths
+from common.cli import UserError
+from common.video import VideoWriter
+
+NTSC = Fraction(30000, 1001)
+
+
+def frames(count: int, width: int = 64, height: int = 48) -> list[np.ndarray]:
+    """A bright square that moves 2 px a frame over a gradient."""
+    result = []
+    for index in range(count):
+        frame = np.zeros((height, width, 3), np.uint8)
+        frame[:, :, 0] = np.linspace(0, 200, width, dtype=np.uint8)
+        frame[8:24, 2 * index : 2 * index + 16, 2] = 250
+        result.append(frame)
+    return result
+
+
+def write(path, images, fps=NTSC, *, size=None, then=None, keep_partial=False):
+    """Writes `images`; raises `then` inside the block afterwards when it is given."""
+    height, width = size or images[0].shape[:2]
+    with VideoWriter(path, width, height, fps) as writer:
+        writer.keep_partial = keep_partial
+        for image in images:
+            writer.write(image)
+        if then is not None:
+            raise then
+
+
+def read_with_opencv(path) -> list[np.ndarray]:
+    capture = cv2.VideoCapture(str(path))
+    images = []
+    while (answer := capture.read())[0]:
+        images.append(answer[1])
+    return images
+
+
+def test_is_h264_yuv420p_with_the_exact_rate_and_count(tmp_path):
+    path = tmp_path / "new" / "clip.mp4"
+    write(path, frames(11))
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        assert stream.average_rate == NTSC
+        assert stream.frames == 11
+        times = [frame.time for frame in container.decode(stream)]
+    assert times == pytest.approx([i * 1001 / 30000 for i in range(11)], abs=1e-4)
+
+
+def test_opencv_reads_the_same_pictures_back(tmp_path):
+    path = tmp_path / "clip.mp4"
+    images = frames(11)
+    write(path, images, Fraction(12))
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == 12
+    returned = read_with_opencv(path)
+    assert len(returned) == 11
+    for image, read in zip(images, returned, strict=True):
+        assert np.abs(image.astype(int) - read).mean() < 8  # lossy, chroma at half resolution
+
+
+def test_index_comes_before_the_pictures(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write(path, frames(5))
+    content = path.read_bytes()
+    assert 0 < content.find(b"moov") < content.find(b"mdat")
+
+
+@pytest.mark.parametrize(("width", "height"), [(63, 48), (64, 47), (33, 31)])
+def test_odd_sizes_gain_a_copied_edge(tmp_path, width, height):
+    path = tmp_path / "clip.mp4"
+    images = frames(4, width, height)
+    write(path, images)
+    read = read_with_opencv(path)[0]
+    assert read.shape == (height + height % 2, width + width % 2, 3)
+    last = read[:height, width - 1].astype(int) if width % 2 else read[height - 1, :width]
+    added = read[:height, width] if width % 2 else read[height, :width]
+    assert np.abs(last - added.astype(int)).mean() < 8
+
+
+def test_equal_input_gives_equal_bytes(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        write(tmp_path / name, frames(20))
+    assert artifacts.sha256(tmp_path / "a.mp4") == artifacts.sha256(tmp_path / "b.mp4")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((48, 66, 3), np.uint8),
+        np.zeros((48, 64), np.uint8),
+        np.zeros((48, 64, 3), np.float32),
+    ],
+)
+def test_a_frame_of_another_kind_raises_and_leaves_nothing(tmp_path, bad):
+    with pytest.raises(ValueError, match="frame 3 is"):
+        write(tmp_path / "clip.mp4", [*frames(3), bad])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_keeps_the_older_file(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"older")
+    with pytest.raises(RuntimeError, match="detector failed"):
+        write(path, frames(1), then=RuntimeError("detector failed"))
+    assert path.read_bytes() == b"older"
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_keep_partial_finishes_a_playable_file(tmp_path):
+    path = tmp_path / "clip.mp4"
+    with pytest.raises(KeyboardInterrupt):
+        write(path, frames(7), then=KeyboardInterrupt(), keep_partial=True)
+    assert len(read_with_opencv(path)) == 7
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_keep_partial_without_a_frame_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "clip.mp4", [], size=(48, 64), then=KeyboardInterrupt(), keep_partial=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_frame_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no frame"):
+        write(tmp_path / "clip.mp4", [], size=(48, 64))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_folder_s_place_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write(tmp_path / "file" / "clip.mp4", frames(1))
+
+
+@pytest.mark.parametrize(("width", "height", "fps"), [(0, 48, 12), (64, -1, 12), (64, 48, 0)])
+def test_sizes_and_rate_must_be_positive(tmp_path, width, height, fps):
+    with pytest.raises(ValueError, match="not positive"):
+        VideoWriter(tmp_path / "clip.mp4", width, height, Fraction(fps))
+
+
+def test_importing_the_module_loads_no_codec():
+    check = "import common.video, sys; sys.exit('av' in sys.modules or 'cv2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=paths.ROOT).returncode == 0
