@@ -1,0 +1,151 @@
+"""COCO-format data as torchvision detectors take it: checked splits, decoded images, a Dataset."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.cli import UserError
+from common.coco_format import CocoSplit, ImageRecord, Problem, find_annotations, parse_split
+
+__all__ = [
+    "CocoDetectionDataset",
+    "CocoSplit",
+    "ImageRecord",
+    "Problem",
+    "collate",
+    "hold_out",
+    "load_split",
+    "parse_split",
+    "read_image",
+    "require_same_classes",
+]
+
+MAX_IMAGE_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
+
+
+def load_split(data_path: Path, split: str) -> CocoSplit:
+    """Reads and checks the annotations of a split; images are not opened.
+
+    Raises:
+        UserError: a file is missing or malformed, or an annotation would crash or spoil a
+            training; the first such problem is named and the number of others told.
+    """
+    parsed, problems = parse_split(Path(data_path), split)
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if errors or parsed is None:
+        others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise UserError(
+            find_annotations(Path(data_path), split),
+            f"{errors[0].message}{others}",
+            f"list all with: python phase1_training/check_data.py --data-path {data_path}",
+        )
+    return parsed
+
+
+def hold_out(split: CocoSplit, fraction: float, seed: int) -> tuple[CocoSplit, CocoSplit]:
+    """Splits off a seeded random share of the images for validation, at least one on each side."""
+    if len(split.records) < 2:
+        raise UserError(split.annotation_file, "one image only", "add images or a val file")
+    order = np.random.default_rng(seed).permutation(len(split.records))
+    count = min(max(1, round(fraction * len(order))), len(order) - 1)
+    held = set(order[:count].tolist())
+    train = tuple(record for i, record in enumerate(split.records) if i not in held)
+    val = tuple(record for i, record in enumerate(split.records) if i in held)
+    return replace(split, records=train), replace(split, records=val)
+
+
+def require_same_classes(train: CocoSplit, val: CocoSplit) -> None:
+    """Raises UserError unless both files declare the same category ids and names."""
+    if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
+        raise UserError(
+            val.annotation_file,
+            f"its categories differ from those of {train.annotation_file.name}",
+            'give both files the same "categories"',
+        )
+
+
+# --- reading images ---------------------------------------------------------------------------
+
+
+def read_image(path: Path, expected_size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decodes an image as uint8 RGB (height, width, 3).
+
+    The EXIF orientation is applied, unless `expected_size` (width, height), the size the
+    annotations were made for, is that of the stored pixels.
+
+    Raises:
+        UserError: the file is missing, damaged, too large, or of another size than expected.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            stored_size = image.size
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise UserError(path, f"{image.width}x{image.height} is too large", "downscale it")
+            upright = ImageOps.exif_transpose(image)
+            if expected_size not in (None, upright.size) and expected_size == stored_size:
+                upright = image
+            pixels = np.asarray(_to_8_bit(upright).convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(path, "no such image", "add it or remove it from the annotations") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(path, f"cannot be decoded ({error})", "replace the image") from None
+    if expected_size not in (None, (pixels.shape[1], pixels.shape[0])):
+        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        what = f"is {found}, the annotations say {expected_size[0]}x{expected_size[1]}"  # type: ignore[index]
+        raise UserError(path, what, "correct width and height in the annotations")
+    return pixels
+
+
+def _to_8_bit(image: Any) -> Any:
+    """16-bit grey images keep their upper byte; Pillow's own conversion would clip to white."""
+    if image.mode.startswith("I;16"):
+        from PIL import Image
+
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
+
+
+class CocoDetectionDataset:
+    """Map-style dataset of (image, target) pairs as torchvision's detectors take them.
+
+    `image` is a uint8 (3, H, W) tensor before `transform`, target holds `boxes` float32 (N, 4)
+    xyxy pixels, `labels` int64 (N,) and `image_id`. Crowd regions are left out. Images without
+    boxes stay: they teach the background.
+    """
+
+    def __init__(self, split: CocoSplit, transform: Callable | None = None):
+        self.records: Sequence[ImageRecord] = split.records
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int):
+        import torch
+        from torchvision import tv_tensors
+
+        record = self.records[index]
+        pixels = read_image(record.path, (record.width, record.height))
+        image = tv_tensors.Image(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
+        single = ~record.is_crowd
+        target = {
+            "boxes": tv_tensors.BoundingBoxes(
+                torch.from_numpy(record.boxes_xyxy[single]),
+                format=tv_tensors.BoundingBoxFormat.XYXY,
+                canvas_size=(record.height, record.width),
+            ),
+            "labels": torch.from_numpy(record.labels[single]),
+            "image_id": record.image_id,
+        }
+        return self.transform(image, target) if self.transform else (image, target)
+
+
+def collate(batch: Sequence[tuple]) -> tuple[tuple, tuple]:
+    """Images of different sizes cannot be stacked: a batch is a tuple of images and of targets."""
+    images, targets = zip(*batch, strict=True)
+    return images, targets

@@ -1,0 +1,88 @@
+"""Speed-ups composed onto a stock torchvision detector, without forking it."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torchvision.models.detection import FasterRCNN
+
+
+@contextlib.contextmanager
+def precision_safe_autocast(
+    model: "FasterRCNN", dtype: "torch.dtype", device_type: str
+) -> Iterator[None]:
+    """Runs the heavy modules of a detector under autocast and keeps the box arithmetic in FP32.
+
+    Autocast around the whole model rounds anchors, proposals and ground-truth boxes to the low
+    precision: bfloat16 has 8 bits of mantissa, so a coordinate above 256 px moves by pixels. Here
+    only the backbone, the RPN head, the box head and the box predictor compute in `dtype`
+    (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740); their outputs return as FP32, so
+    anchors, box coding, matching, losses and NMS are those of an FP32 run.
+
+    Args:
+        model: changed inside the `with` block only.
+        dtype: torch.bfloat16 or torch.float16.
+        device_type: "cuda" or "cpu".
+    """
+    import torch
+
+    roi_heads = model.roi_heads
+    heavy = (model.backbone, model.rpn.head, roi_heads.box_head, roi_heads.box_predictor)
+
+    def wrapped(module: "nn.Module") -> Any:
+        forward = module.forward
+
+        def forward_in_low_precision(*args: Any) -> Any:
+            with torch.autocast(device_type, dtype=dtype):
+                return _to_float32(forward(*args))
+
+        return forward_in_low_precision
+
+    for module in heavy:
+        module.forward = wrapped(module)
+    try:
+        yield
+    finally:
+        for module in heavy:
+            del module.forward  # the class's own forward shows again
+
+
+def _to_float32(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return type(value)((key, _to_float32(entry)) for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value)(_to_float32(entry) for entry in value)
+    return value.float()
+
+
+def fold_frozen_batchnorm(model: "nn.Module") -> int:
+    """Folds every FrozenBatchNorm2d that follows a convolution into it; exact up to rounding.
+
+    torchvision's pretrained ResNets normalise with 53 separate layers of 11 small operations
+    each. The change is in place and for inference only: save weights before, never after.
+
+    Returns:
+        The number of layers folded.
+    """
+    import torch
+    from torch import nn
+    from torchvision.ops.misc import FrozenBatchNorm2d
+
+    folded = 0
+    for parent in model.modules():
+        children = list(parent.named_children())
+        for (_, conv), (name, norm) in itertools.pairwise(children):
+            if not (isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d)):
+                continue
+            with torch.no_grad():
+                scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+                bias = 0 if conv.bias is None else conv.bias
+                conv.weight.mul_(scale[:, None, None, None])
+                conv.bias = nn.Parameter(norm.bias + (bias - norm.running_mean) * scale)
+            setattr(parent, name, nn.Identity())
+            folded += 1
+    return folded
