@@ -1,20 +1,24 @@
 """Files that are either whole or absent: atomic writes, checksums, provenance, safe loading."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from common import environment
+from common import environment, paths
 from common.cli import UserError
 
 SCHEMA_VERSION = 1
+
+
+# What a full or failing disk answers; such an error carries no file name.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -28,27 +32,34 @@ def atomic_path(path: Path) -> Iterator[Path]:
         UserError: the folder cannot be made or written to, or the disk is full.
     """
     path = Path(path)
-    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
-        temporary = Path(name)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    temporary = Path(name)
+    try:
         yield temporary
         temporary.chmod(0o644)
-        with open(temporary, "rb") as written:
+        with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        if error.filename and Path(error.filename) not in (path, path.parent, temporary):
-            raise  # somebody else's file: not a problem of this output
-        raise UserError(
-            path, f"cannot be written ({error.strerror or error})", "choose another --output"
-        ) from error
+        disk_failed = error.filename is None and error.errno in DISK_ERRORS
+        if disk_failed or str(error.filename) in (str(temporary), str(path)):
+            raise _cannot_write(path, error) from error
+        raise  # a pipe, or somebody else's file: not a problem of this output
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    if error.errno in DISK_ERRORS:
+        return UserError(path, f"cannot be written ({reason})", "free some space there")
+    return UserError(path, f"cannot be written ({reason})", "choose another --output")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -62,26 +73,32 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else (
-            hashlib.sha256(file.read()).hexdigest()
-        )
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
+    """UTF-8 with Unix line ends; the undecodable bytes of a file name are written as `\\udcXX`."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """UTF-8, no NaN or Infinity (they are not JSON), keys in the order given."""
+    """Writes `content` with its keys in the order given.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not have.
+    """
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False, default=_plain)
     write_text(path, text + "\n")
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
-        return str(value)
+        return paths.display(value)
     if hasattr(value, "tolist"):  # numpy scalars and arrays, tensors
         return value.tolist()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
@@ -89,17 +106,23 @@ def _plain(value: Any) -> Any:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Raises UserError when the file is missing, unreadable, not UTF-8 or not a JSON object."""
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe or device would block or never end
+        raise UserError(path, "not a regular file", "give a .json file")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(path, "no such file", "check the path") from None
     except OSError as error:
         raise UserError(path, f"cannot be read ({error.strerror})", "check the path") from None
     except UnicodeDecodeError as error:
         raise UserError(path, f"not UTF-8 at byte {error.start}", "save it as UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        detail = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "too deep"
+    except json.JSONDecodeError as error:
+        detail = f"{error.msg} at line {error.lineno}"
         raise UserError(path, f"not valid JSON ({detail})", "restore or recreate it") from None
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of 5,000 digits
+        detail = str(error).split(";")[0]
+        raise UserError(path, f"not readable as JSON ({detail})", "recreate it") from None
     if not isinstance(content, dict):
         raise UserError(path, "does not hold a JSON object", "restore or recreate it")
     return content
@@ -118,20 +141,29 @@ def provenance(schema: str, device: str, inputs: Sequence[Path] = ()) -> dict[st
         "command": environment.command_line(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": environment.describe(device),
-        "inputs": {str(path): sha256(path) for path in inputs if Path(path).is_file()},
+        "inputs": {paths.display(path): sha256(path) for path in inputs if Path(path).is_file()},
     }
 
 
 def save_checkpoint(path: Path, checkpoint: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
-    """Writes tensors and plain values to `path` and `summary` with the sha256 to `path`.json."""
+    """Writes tensors and plain values to `path` and `summary` with the sha256 to its sidecar.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+    """
     import torch
 
+    path = Path(path)
     with atomic_path(path) as temporary:
         try:
             torch.save(dict(checkpoint), temporary)
-        except RuntimeError as error:  # torch reports a full disk as a RuntimeError
-            raise UserError(path, f"cannot be written ({error})", "free some space") from error
+        except RuntimeError as error:
+            if "write" not in str(error):  # torch reports a full disk as "file write failed"
+                raise
+            raise UserError(path, "cannot be written", "free some space there") from error
         digest = sha256(temporary)
+        # Killed between the two files, no sidecar is better than one of the older checkpoint.
+        sidecar(path).unlink(missing_ok=True)
     write_json(sidecar(path), {**summary, "file": path.name, "sha256": digest})
 
 
@@ -146,9 +178,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     path = Path(path)
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
+        what = "not a file" if path.exists() else "no such file"
         raise UserError(path, what, "train one with: python phase1_training/train.py")
-    if sidecar(path).is_file() and read_json(sidecar(path)).get("sha256") not in (None, sha256(path)):
+    recorded = read_json(sidecar(path)).get("sha256") if sidecar(path).is_file() else None
+    if recorded is not None and recorded != sha256(path):
         raise UserError(path, "differs from the sha256 in its .json", "restore it or train again")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -161,4 +194,5 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".json") if path.suffix != ".pth" else path.with_suffix(".json")
+    """best_model.pth -> best_model.json, model.onnx -> model.onnx.json."""
+    return path.with_suffix(".json") if path.suffix == ".pth" else Path(f"{path}.json")

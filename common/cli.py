@@ -7,6 +7,7 @@ traceback in a log file. 130 / 143: stopped by SIGINT / SIGTERM. Nothing here im
 
 import argparse
 import difflib
+import io
 import logging
 import math
 import os
@@ -66,7 +67,14 @@ class ArgumentParser(argparse.ArgumentParser):
 class _DefaultsAndLayout(
     argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
 ):
-    """Keeps the layout of the module docstring and adds `(default: X)` to every option."""
+    """Keeps the layout of the module docstring and adds `(default: X)` where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None:
+            return action.help
+        if isinstance(action.default, Path):
+            return f"{action.help} (default: {paths.display(action.default)})"
+        return super()._get_help_string(action)
 
 
 def add_common_arguments(
@@ -83,28 +91,22 @@ def add_common_arguments(
 
 def run(work: Callable[[], int | None], args: argparse.Namespace) -> int:
     """Calls `work` and turns every way it can end into the exit status of the contract."""
-    logging.basicConfig(
-        level=logging.WARNING if args.quiet else logging.INFO,
-        format="%(message)s",
-        stream=sys.stdout,
-        force=True,
-    )
+    _configure_log(logging.WARNING if args.quiet else logging.INFO)
     previous = signal.signal(signal.SIGTERM, _raise_terminated)
     try:
         return work() or EXIT_OK
     except UserError as error:
         if args.debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return EXIT_USER_ERROR
-    except BrokenPipeError:  # `script | head`: the reader has gone, which is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
     except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
         return 128 + signal.SIGINT
     except Terminated:
+        sys.stderr.write("terminated\n")
         return 128 + signal.SIGTERM
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last place that can turn a bug into one line
         _report_bug(error, show=args.debug)
         return EXIT_BUG
     finally:
@@ -115,19 +117,39 @@ def _raise_terminated(signum, frame) -> NoReturn:
     raise Terminated
 
 
+class _StdoutHandler(logging.StreamHandler):
+    """Goes on with the work, silently, when the reader of `script | head` has gone."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base's name
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            super().handleError(record)
+
+
+def _configure_log(level: int) -> None:
+    """Our messages to stdout from `level` on; those of other packages only from WARNING on."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8
+    handler = _StdoutHandler(sys.stdout)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    log.setLevel(level)
+
+
 def _report_bug(error: Exception, *, show: bool) -> None:
+    """Keeps the traceback in outputs/crash.log, or shows it where that cannot be written."""
     text = traceback.format_exc()
+    crash_log = paths.OUTPUTS / "crash.log"
+    try:
+        crash_log.parent.mkdir(parents=True, exist_ok=True)
+        crash_log.write_text(f"{sys.argv}\n{text}", encoding="utf-8", errors="backslashreplace")
+        remedy = f"please report it with {paths.display(crash_log)}"
+    except OSError:
+        show, remedy = True, "please report it with the lines above"
     if show:
         sys.stderr.write(text)
-    paths.OUTPUTS.mkdir(parents=True, exist_ok=True)
-    crash_log = paths.OUTPUTS / "crash.log"
-    crash_log.write_text(f"{' '.join(sys.argv)}\n{text}", encoding="utf-8")
-    first_line = str(error).splitlines()[0] if str(error) else ""
-    print(
-        f"error: internal error ({type(error).__name__}: {first_line}) – please report it with "
-        f"{paths.display(crash_log)}",
-        file=sys.stderr,
-    )
+    summary = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    sys.stderr.write(f"error: internal error ({summary}) – {remedy}\n")
 
 
 def progress(items: Iterable[Item], *, total: int, label: str) -> Iterator[Item]:
@@ -164,7 +186,7 @@ def _number(text: str, convert: type) -> float:
     except ValueError:
         kind = "a whole number" if convert is int else "a number"
         raise argparse.ArgumentTypeError(f"{text!r} is not {kind}") from None
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not finite")
     return value
 

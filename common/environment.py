@@ -17,7 +17,18 @@ from common.cli import UserError
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "opencv-python", "onnx", "onnxruntime-gpu")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "opencv-python",
+    "opencv-python-headless",
+    "av",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+)
 
 
 def select_device(name: str) -> "torch.device":
@@ -35,7 +46,9 @@ def select_device(name: str) -> "torch.device":
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}", "unknown", "use auto, cpu, cuda, cuda:N or mps") from None
+        raise UserError(
+            f"--device {name}", "unknown", "use auto, cpu, cuda, cuda:N or mps"
+        ) from None
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
@@ -46,7 +59,7 @@ def select_device(name: str) -> "torch.device":
         raise UserError(f"--device {name}", "no MPS device found", "use --device auto or cpu")
     if device.type not in ("cpu", "mps"):
         raise UserError(f"--device {name}", "not supported", "use auto, cpu, cuda, cuda:N or mps")
-    return device
+    return torch.device(device.type)
 
 
 def device_name(device: str) -> str:
@@ -103,8 +116,8 @@ def summary_line(device: str) -> str:
 
 def command_line() -> str:
     """The command as typed, with paths inside the repository shown relative to it."""
-    script = paths.display(sys.argv[0]) if sys.argv[0] else "python"
-    return shlex.join(["python", script, *sys.argv[1:]])
+    words = [paths.display(word) if Path(word).is_absolute() else word for word in sys.argv]
+    return shlex.join(["python", *words])
 
 
 def seed_everything(seed: int) -> None:
@@ -112,7 +125,7 @@ def seed_everything(seed: int) -> None:
     import torch
 
     random.seed(seed)
-    numpy.random.seed(seed % 2**32)
+    numpy.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the global generator
     torch.manual_seed(seed)
 
 
@@ -128,7 +141,9 @@ def _package_versions() -> dict[str, str]:
 
 @lru_cache
 def _git_commit() -> str | None:
-    command = ["git", "-C", str(paths.ROOT), "rev-parse", "--short=12", "HEAD"]
+    """`1a2b3c4d5e6f`, with `-dirty` behind it when tracked files differ from the commit."""
+    command = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    command.append("--exclude=*")  # no tag in place of the hash
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):

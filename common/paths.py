@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-OUTPUTS = Path(os.environ.get("OUTPUTS_DIR", ROOT / "outputs")).resolve()
+OUTPUTS = Path(os.environ.get("OUTPUTS_DIR") or ROOT / "outputs").resolve()
 MODELS = OUTPUTS / "models"
 METRICS = OUTPUTS / "metrics"
 VIDEOS = OUTPUTS / "videos"
