@@ -89,7 +89,7 @@ def read_image(path: Path, expected_size: tuple[int, int] | None = None) -> np.n
             upright = ImageOps.exif_transpose(image)
             if expected_size not in (None, upright.size) and expected_size == stored_size:
                 upright = image
-            pixels = np.asarray(_to_8_bit(upright).convert("RGB"))
+            pixels = np.array(_to_8_bit(upright).convert("RGB"))
     except FileNotFoundError:
         raise UserError(path, "no such image", "add it or remove it from the annotations") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -131,7 +131,7 @@ class CocoDetectionDataset:
 
         record = self.records[index]
         pixels = read_image(record.path, (record.width, record.height))
-        image = tv_tensors.Image(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
+        image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
         single = ~record.is_crowd
         target = {
             "boxes": tv_tensors.BoundingBoxes(

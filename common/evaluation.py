@@ -1,14 +1,12 @@
 """How good detections are: COCO mean average precision, and how far two detectors agree."""
 
-import contextlib
-import io
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from common import cli
+from common.cli import log
 from common.coco import CocoSplit, read_image
 from common.models import Detections, Predictor
 
@@ -57,13 +55,13 @@ def coco_map(split: CocoSplit, detections: Sequence[Detections]) -> dict[str, An
         per_class.update({split.class_names[label - 1]: 0.0 for label in present})
         means = dict.fromkeys(("map", "map_50", "map_75"), value)
         return {**means, "per_class": per_class, "images": len(detections)}
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ground_truth = COCO(truth)
-        evaluator = COCOeval_faster(ground_truth, ground_truth.loadRes(results), iouType="bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
+    ground_truth = COCO(truth)
+    evaluator = COCOeval_faster(
+        ground_truth, ground_truth.loadRes(results), iouType="bbox", print_function=log.debug
+    )
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
     precision = evaluator.eval["precision"][..., 0, -1]  # (IoU, recall, class), all areas
     for index, name in enumerate(split.class_names):
         values = precision[:, :, index]

@@ -1,0 +1,294 @@
+"""A torchvision FasterRCNN (Ren et al. 2015) re-expressed for inference as one batched graph.
+
+The stock model takes and returns Python lists, loops over images and filters by value, so it can
+be neither compiled whole nor exported with a dynamic batch. Here the same modules and weights are
+wired with fixed-size tensors: what the stock model would drop keeps its place with score ABSENT.
+torch.compile, torch.export and ONNX all start from this graph; in eager mode it is the detector
+of the benchmarks and of the video pipeline. Detections equal torchvision's.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import inference_ops
+from common.models import Detections, Predictor
+
+if TYPE_CHECKING:
+    from torchvision.models.detection import FasterRCNN
+
+ABSENT = -1.0  # score of a place that holds no box; real scores lie in [0, 1]
+MIN_DETECTION_SIDE = 1e-2  # pixels; torchvision drops smaller detections
+MAX_LOG_GROWTH = math.log(1000 / 16)  # torchvision's bound on how much a box may grow
+PROBE_SIZE = 128  # an image side that every pyramid level divides
+
+
+class InferenceGraph(nn.Module):
+    """Inference of a FasterRCNN with preprocessing and NMS inside, sharing the model's weights.
+
+    The model is put into evaluation mode. `backbone`, `rpn_head`, `box_head` and `box_predictor`
+    are the model's own modules; replacing one (by a compiled version, say) leaves the model alone.
+    Their outputs are taken as float32, so they may run under autocast.
+
+    Args:
+        model: a torchvision FasterRCNN with a feature pyramid; its resize must follow
+            `common.models.resized_size`, as `build_model` makes it, for results to be equal.
+    """
+
+    def __init__(self, model: "FasterRCNN"):
+        super().__init__()
+        model.eval()
+        transform, rpn, roi = model.transform, model.rpn, model.roi_heads
+        self.backbone = model.backbone
+        self.rpn_head = rpn.head
+        self.box_head = roi.box_head
+        self.box_predictor = roi.box_predictor
+
+        self.min_size = int(transform.min_size[-1])
+        self.max_size = int(transform.max_size)
+        self.size_divisor = int(transform.size_divisible)
+        self.pre_nms_top_n = int(rpn._pre_nms_top_n["testing"])
+        self.post_nms_top_n = int(rpn._post_nms_top_n["testing"])
+        self.rpn_iou_threshold = float(rpn.nms_thresh)
+        self.rpn_score_threshold = float(rpn.score_thresh)
+        self.rpn_min_side = float(rpn.min_size)
+        self.rpn_coder_weights = tuple(rpn.box_coder.weights)
+        self.score_threshold = float(roi.score_thresh)
+        self.iou_threshold = float(roi.nms_thresh)
+        self.max_detections = int(roi.detections_per_img)
+        self.box_coder_weights = tuple(roi.box_coder.weights)
+        self.roi_size = tuple(roi.box_roi_pool.output_size)
+        self.roi_sampling_ratio = int(roi.box_roi_pool.sampling_ratio)
+        self.canonical_scale = int(roi.box_roi_pool.canonical_scale)
+        self.canonical_level = int(roi.box_roi_pool.canonical_level)
+
+        device = next(model.parameters()).device
+        cell_anchors = torch.stack([cell.float() for cell in rpn.anchor_generator.cell_anchors])
+        self.register_buffer("cell_anchors", cell_anchors.to(device), persistent=False)
+        mean, std = torch.tensor(transform.image_mean), torch.tensor(transform.image_std)
+        self.register_buffer("mean", mean.to(device), persistent=False)
+        self.register_buffer("std", std.to(device), persistent=False)
+        self.roi_levels, self.roi_strides = self._probe_pyramid(roi.box_roi_pool.featmap_names)
+
+    @torch.no_grad()
+    def _probe_pyramid(self, pooled_names: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Indices and strides of the pyramid levels that RoIs are pooled from."""
+        features = self.backbone(self.mean.new_zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
+        levels = [index for index, name in enumerate(features) if name in pooled_names]
+        widths = [feature.shape[-1] for feature in features.values()]
+        return levels, [PROBE_SIZE // widths[level] for level in levels]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Detects objects in a batch of images of one size.
+
+        Args:
+            images: uint8 [B, H, W, 3] RGB.
+
+        Returns:
+            boxes float32 [B, D, 4] xyxy in pixels of the given images, scores float32 [B, D]
+            descending, labels int64 [B, D] from 1, num int64 [B]: how many of the D rows of an
+            image are detections; the rest are zero.
+        """
+        pixels, limits, scale = inference_ops.preprocess(
+            images, self.mean, self.std, self.min_size, self.max_size, self.size_divisor
+        )
+        features = [feature.float() for feature in self.backbone(pixels).values()]
+        proposals, proposal_scores = self._propose(features, pixels.shape[-2:], limits)
+        boxes, scores = self._classify(features, proposals, proposal_scores, limits)
+        return self._select(boxes, scores, scale)
+
+    def _propose(
+        self, features: list[Tensor], padded_size: Sequence[int], limits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Region proposals [B, P, 4] and their scores [B, P], best first, ABSENT at the end."""
+        objectness, deltas = self.rpn_head(features)
+        per_level = [
+            self._level_candidates(level, logits.float(), delta.float(), padded_size)
+            for level, (logits, delta) in enumerate(zip(objectness, deltas, strict=True))
+        ]
+        boxes = clip(torch.cat([boxes for boxes, _ in per_level], dim=1), limits)
+        scores = torch.cat([logits for _, logits in per_level], dim=1).sigmoid()
+        usable = has_sides(boxes, self.rpn_min_side) & (scores >= self.rpn_score_threshold)
+        level_of = torch.cat(
+            [torch.full_like(logits[0], level) for level, (_, logits) in enumerate(per_level)]
+        )
+        levels = torch.arange(len(per_level), device=boxes.device)[:, None]
+        candidates = torch.where(usable[:, None] & (level_of == levels), scores[:, None], ABSENT)
+        kept = inference_ops.nms_mask(boxes, candidates, self.rpn_iou_threshold, ABSENT / 2)
+        return take_best(torch.where(kept.any(1), scores, ABSENT), boxes, self.post_nms_top_n)[:2]
+
+    def _level_candidates(
+        self, level: int, logits: Tensor, deltas: Tensor, padded_size: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """The most object-like anchors of a pyramid level, refined: boxes [B, K, 4], logits [B, K].
+
+        Only their anchors are computed. An anchor's stride is padded size // grid size, as in
+        torchvision: on an odd grid that is less than the level's true stride.
+        """
+        batch, anchors_per_cell, height, width = logits.shape
+        logits = logits.permute(0, 2, 3, 1).reshape(batch, -1)  # torchvision's order, for ties
+        count = torch.sym_min(self.pre_nms_top_n, height * width * anchors_per_cell)
+        best, index = logits.topk(count, dim=1)
+        cell = torch.div(index, anchors_per_cell, rounding_mode="floor")
+        kind = index - cell * anchors_per_cell
+        row = torch.div(cell, width, rounding_mode="floor")
+        x = (cell - row * width) * (padded_size[1] // width)
+        y = row * (padded_size[0] // height)
+        anchors = torch.stack((x, y, x, y), dim=-1) + self.cell_anchors[level][kind]
+
+        coordinate = torch.arange(4, device=index.device)
+        place = ((kind * 4)[..., None] + coordinate) * (height * width) + cell[..., None]
+        picked = deltas.reshape(batch, -1).gather(1, place.reshape(batch, -1))
+        return decode(picked.reshape(batch, -1, 4), anchors, self.rpn_coder_weights), best
+
+    def _classify(
+        self, features: list[Tensor], proposals: Tensor, proposal_scores: Tensor, limits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Class-specific boxes [B, C, P, 4] and scores [B, C, P] without the background class."""
+        batch, count = proposal_scores.shape
+        rois = proposals.reshape(-1, 4)
+        pooled, place = self._pool(features, rois, proposal_scores.reshape(-1) >= 0, count)
+        hidden = self.box_head(pooled)
+        logits, deltas = self.box_predictor(hidden)
+        class_scores = logits.float().softmax(-1)[:, 1:]
+        classes = class_scores.shape[1]
+        class_deltas = deltas.float().reshape(-1, classes + 1, 4)[:, 1:]
+        class_boxes = clip(decode(class_deltas, rois[place][:, None], self.box_coder_weights), limits)
+        large = has_sides(class_boxes, MIN_DETECTION_SIDE)
+        class_scores = torch.where(large, class_scores, ABSENT)
+
+        absent = class_scores.new_full((batch * count, classes), ABSENT)
+        nowhere = class_boxes.new_zeros((batch * count, classes, 4))
+        scores = absent.index_put((place,), class_scores).reshape(batch, count, classes)
+        boxes = nowhere.index_put((place,), class_boxes).reshape(batch, count, classes, 4)
+        return boxes.transpose(1, 2), scores.transpose(1, 2)
+
+    def _pool(
+        self, features: list[Tensor], rois: Tensor, present: Tensor, per_image: int
+    ) -> tuple[Tensor, Tensor]:
+        """RoIAlign of the present rois, each from the pyramid level that fits its size.
+
+        The level rule is equation 1 of Lin et al. 2017 (feature pyramid networks).
+
+        Args:
+            rois: [B * P, 4], present: bool [B * P], per_image: P.
+
+        Returns:
+            pooled [N, channels, size, size] and the places int64 [N] of those N rois among B * P.
+        """
+        image = torch.arange(rois.shape[0], device=rois.device)
+        image = torch.div(image, per_image, rounding_mode="floor").to(rois.dtype)
+        numbered = torch.cat((image[:, None], rois), dim=1)
+        lowest, highest = (int(math.log2(self.roi_strides[end])) for end in (0, -1))
+        side = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).sqrt()
+        level_of = self.canonical_level + torch.log2(side / self.canonical_scale) + 1e-6
+        level_of = level_of.floor().clamp(lowest, highest)
+        pooled, places = [], []
+        for level in range(lowest, highest + 1):  # levels of equal stride: the first serves all
+            place = torch.nonzero(present & (level_of == level))[:, 0]
+            feature = features[self.roi_levels[level - lowest]]
+            stride = self.roi_strides[level - lowest]
+            places.append(place)
+            pooled.append(
+                torch.ops.torchvision.roi_align(
+                    feature,
+                    numbered[place],
+                    1 / stride,
+                    *self.roi_size,
+                    self.roi_sampling_ratio,
+                    False,
+                )
+            )
+        return torch.cat(pooled), torch.cat(places)
+
+    def _select(
+        self, boxes: Tensor, scores: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """NMS within each class, the best D of an image, in original pixels; see `forward`."""
+        batch, classes, count = scores.shape
+        boxes = boxes.reshape(batch * classes, count, 4)
+        scores = scores.reshape(batch * classes, 1, count)
+        kept = inference_ops.nms_mask(boxes, scores, self.iou_threshold, self.score_threshold)
+        scores = torch.where(kept, scores, ABSENT).reshape(batch, -1)
+        boxes, scores, index = take_best(
+            scores, boxes.reshape(batch, -1, 4), self.max_detections
+        )
+        present = scores >= 0
+        labels = torch.div(index, count, rounding_mode="floor") + 1
+        return (
+            torch.where(present[..., None], boxes * scale, 0.0),
+            torch.where(present, scores, 0.0),
+            torch.where(present, labels, 0),
+            present.sum(1),
+        )
+
+
+# --- box arithmetic on tensors of any leading shape -------------------------------------------
+
+
+def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
+    """Moves and scales xyxy `boxes` [..., 4] by predicted `deltas` [..., 4]: Ren et al. 2015."""
+    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    center_x, center_y = boxes[..., 0] + 0.5 * width, boxes[..., 1] + 0.5 * height
+    center_x = deltas[..., 0] / weights[0] * width + center_x
+    center_y = deltas[..., 1] / weights[1] * height + center_y
+    half_width = 0.5 * ((deltas[..., 2] / weights[2]).clamp(max=MAX_LOG_GROWTH).exp() * width)
+    half_height = 0.5 * ((deltas[..., 3] / weights[3]).clamp(max=MAX_LOG_GROWTH).exp() * height)
+    return torch.stack(
+        (
+            center_x - half_width,
+            center_y - half_height,
+            center_x + half_width,
+            center_y + half_height,
+        ),
+        dim=-1,
+    )
+
+
+def clip(boxes: Tensor, limits: Tensor) -> Tensor:
+    """Clips xyxy boxes [..., 4] to [0, limits], limits = (width, height, width, height)."""
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def has_sides(boxes: Tensor, min_side: float) -> Tensor:
+    """True [...] where both sides of an xyxy box are at least `min_side` pixels."""
+    return (boxes[..., 2] - boxes[..., 0] >= min_side) & (
+        boxes[..., 3] - boxes[..., 1] >= min_side
+    )
+
+
+def take_best(scores: Tensor, boxes: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `count` best of scores [B, N] with boxes [B, N, 4], filled up with ABSENT if N is less.
+
+    Returns:
+        boxes [B, count, 4], scores [B, count] descending, index int64 [B, count] among the N.
+    """
+    best, index = F.pad(scores, (0, count), value=ABSENT).topk(count, dim=1)
+    index = index.clamp(max=scores.shape[1] - 1)
+    return boxes.gather(1, index[..., None].expand(-1, -1, 4)), best, index
+
+
+def graph_predictor(graph: InferenceGraph, device: torch.device) -> Predictor:
+    """A Predictor over the graph: images of equal size go through it as one batch."""
+    graph = graph.to(device)
+
+    @torch.inference_mode()
+    def predict(images: Sequence[np.ndarray]) -> list[Detections]:
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for position, image in enumerate(images):
+            by_size.setdefault(image.shape, []).append(position)
+        found: dict[int, Detections] = {}
+        for positions in by_size.values():
+            batch = torch.from_numpy(np.stack([images[position] for position in positions]))
+            boxes, scores, labels, num = (output.cpu().numpy() for output in graph(batch.to(device)))
+            for row, position in enumerate(positions):
+                size = num[row]
+                found[position] = Detections(boxes[row, :size], scores[row, :size], labels[row, :size])
+        return [found[position] for position in range(len(images))]
+
+    return predict

@@ -1,0 +1,387 @@
+"""Trains a Faster R-CNN on COCO-format data.
+
+    python phase1_training/train.py                                # the demo, minutes on a CPU
+    python phase1_training/train.py --data-path /path/to/coco --epochs 10 --batch-size 4 --lr 0.005
+    python phase1_training/train.py --data-path /path/to/coco --resume
+
+Writes last.pth (every epoch), best_model.pth (best mAP on the validation images) and
+trained_model.pth (the end) into --output, and training.json, training_log.csv,
+training_curves.png and val_predictions.png into outputs/metrics, or into --output when that is
+not the default folder.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so `python phase1_training/train.py` finds common/
+
+from common import artifacts, cli, coco, environment, models, paths
+from common.cli import UserError, log
+
+if TYPE_CHECKING:
+    import torch
+
+    from phase1_training.engine import EpochResult, Recipe, Trainer
+
+EPOCHS = {True: 12, False: 10}  # by "is it the demo model?"
+BATCH_SIZE = 4
+LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}
+WEIGHT_DECAY = {"sgd": 0.0005, "adamw": 0.01}
+VAL_FRACTION = 0.1
+LOG_COLUMNS = ("epoch", "train_loss", "map", "map_50", "map_75", "learning_rate", "images_per_s")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, on what, and where to."""
+
+    architecture: str
+    weights: str
+    min_size: int | None
+    max_size: int | None
+    train: coco.CocoSplit
+    val: coco.CocoSplit
+    output: Path
+    metrics: Path
+    workers: int
+    seed: int
+    start_from: Path | None
+
+
+def train(run: Run, recipe: "Recipe", device: "torch.device", *, resume: bool) -> dict[str, Any]:
+    """Trains from the start or from last.pth and returns the content of training.json."""
+    from phase1_training import plots
+    from phase1_training.engine import Trainer, epoch_loader
+
+    environment.seed_everything(run.seed)
+    model = _build(run).to(device)
+    steps_per_epoch = -(-len(run.train.records) // recipe.batch_size)
+    trainer = Trainer(model, recipe, device, steps_per_epoch)
+    history = _restore(run, trainer) if resume else []
+    report = _report(run, recipe, device, history)
+    for epoch in range(len(history) + 1, recipe.epochs + 1):
+        loader = epoch_loader(
+            run.train,
+            recipe,
+            workers=run.workers,
+            seed=run.seed,
+            epoch=epoch,
+            pin_memory=device.type == "cuda",
+        )
+        result = trainer.train_epoch(loader, f"epoch {epoch}/{recipe.epochs}")
+        val, detections = _validate(run, model, device)
+        history.append(_epoch_row(epoch, result, val))
+        report = _report(run, recipe, device, history)
+        _save_epoch(run, trainer, report)
+        log.info(
+            "epoch %d/%d: loss %.3f, val map %.3f, map_50 %.3f (%.1f images/s, %.0f s)",
+            *(epoch, recipe.epochs, result.train_loss, val["map"], val["map_50"]),
+            *(history[-1]["images_per_s"], result.seconds),
+        )
+        plots.training_curves(history, run.metrics / "training_curves.png")
+        if report["best"]["epoch"] == epoch:
+            picture = run.metrics / "val_predictions.png"
+            plots.predictions_grid(run.val, detections, picture)
+    _save(run, run.output / "trained_model.pth", trainer, report)
+    return report
+
+
+def _build(run: Run) -> Any:
+    """A new model, or the weights of `start_from`, which must know the same classes."""
+    if run.start_from is None:
+        return models.build_model(
+            run.architecture,
+            len(run.train.class_names) + 1,
+            weights=run.weights,
+            min_size=run.min_size,
+            max_size=run.max_size,
+        )
+    import torch
+
+    loaded = models.load_model(run.start_from, torch.device("cpu"))
+    if loaded.class_names != run.train.class_names:
+        found, wanted = ", ".join(loaded.class_names), ", ".join(run.train.class_names)
+        raise UserError(run.start_from, f"knows {found:.80}; the data {wanted:.80}", "match them")
+    return loaded.model
+
+
+def _validate(run: Run, model: Any, device: "torch.device") -> tuple[dict[str, Any], list]:
+    from common import evaluation
+
+    predict = models.stock_predictor(model.eval(), device)
+    detections = []
+    for record in cli.progress(run.val.records, total=len(run.val.records), label="validation"):
+        detections += predict([coco.read_image(record.path, (record.width, record.height))])
+    scores = evaluation.coco_map(run.val, detections)
+    # A validation set without any box has no average precision: report 0, not a fault.
+    return {key: 0.0 if value is None else value for key, value in scores.items()}, detections
+
+
+def _epoch_row(epoch: int, result: "EpochResult", val: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "train_loss": result.train_loss,
+        "losses": result.losses,
+        "val": {key: val[key] for key in ("map", "map_50", "map_75", "per_class")},
+        "learning_rate": result.learning_rate,
+        "seconds": result.seconds,
+        "images_per_s": result.images / result.seconds,
+    }
+
+
+def _report(
+    run: Run, recipe: "Recipe", device: "torch.device", history: list[dict[str, Any]]
+) -> dict[str, Any]:
+    from common.timing import resident_peak_mib
+
+    inputs = [run.train.annotation_file, run.val.annotation_file]
+    if device.type == "cuda":
+        import torch
+
+        peak_memory_mib = torch.cuda.max_memory_allocated(device) / 2**20
+    else:
+        peak_memory_mib = resident_peak_mib()
+    best = max(history, key=lambda row: row["val"]["map"], default=None)
+    seconds = sum(row["seconds"] for row in history)
+    images = sum(row["seconds"] * row["images_per_s"] for row in history)
+    return {
+        **artifacts.provenance("training", str(device), inputs),
+        "architecture": run.architecture,
+        "class_names": run.train.class_names,
+        "images": {"train": len(run.train.records), "val": len(run.val.records)},
+        "recipe": asdict(recipe),
+        "seed": run.seed,
+        "epochs": history,
+        "best": best and {"epoch": best["epoch"], **best["val"]},
+        "complete": len(history) == recipe.epochs,
+        "training_s": seconds,
+        "images_per_s": images / seconds if seconds else None,
+        "peak_memory_mib": peak_memory_mib,
+    }
+
+
+# --- saving and continuing --------------------------------------------------------------------
+
+
+def _save_epoch(run: Run, trainer: "Trainer", report: dict[str, Any]) -> None:
+    """last.pth goes first: what the report tells of can always be continued."""
+    _save(run, run.output / "last.pth", trainer, report, state=trainer.state_dict())
+    if report["best"]["epoch"] == len(report["epochs"]):
+        _save(run, run.output / "best_model.pth", trainer, report)
+    artifacts.write_json(run.metrics / "training.json", report)
+    rows = [",".join(LOG_COLUMNS)]
+    for epoch in report["epochs"]:
+        flat = {**epoch, **epoch["val"]}
+        rows.append(",".join(f"{flat[column]:.6g}" for column in LOG_COLUMNS))
+    artifacts.write_text(run.metrics / "training_log.csv", "\n".join(rows) + "\n")
+
+
+def _save(run: Run, path: Path, trainer: "Trainer", report: dict[str, Any], **extra: Any) -> None:
+    epochs = report["epochs"]
+    models.save_model(
+        path,
+        trainer.model,
+        architecture=run.architecture,
+        class_names=run.train.class_names,
+        category_ids=run.train.category_ids,
+        summary={key: value for key, value in report.items() if key != "epochs"}
+        | {"epoch": len(epochs), "val": epochs[-1]["val"]},
+        history=epochs,
+        recipe=asdict(trainer.recipe),
+        data=_data_identity(run),
+        **extra,
+    )
+
+
+def _data_identity(run: Run) -> dict[str, Any]:
+    return {
+        "train": artifacts.sha256(run.train.annotation_file),
+        "val": artifacts.sha256(run.val.annotation_file),
+        "train_images": len(run.train.records),
+        "seed": run.seed,
+    }
+
+
+def _restore(run: Run, trainer: "Trainer") -> list[dict[str, Any]]:
+    """Loads last.pth into the trainer and returns the epochs done.
+
+    Raises:
+        UserError: nothing to continue, or the run was another one; the difference is named.
+    """
+    path = run.output / "last.pth"
+    if not path.is_file():
+        raise UserError(path, "nothing to continue", "start without --resume")
+    checkpoint = artifacts.load_checkpoint(path)
+    saved = {"architecture": checkpoint["architecture"], **checkpoint["recipe"]}
+    wanted = {"architecture": run.architecture, **asdict(trainer.recipe)}
+    saved.update(checkpoint["data"], classes=tuple(checkpoint["class_names"]))
+    wanted.update(_data_identity(run), classes=run.train.class_names)
+    for key, value in wanted.items():
+        if saved[key] != value:
+            what = f"was trained with {key} {saved[key]}, not {value}"
+            raise UserError(path, what, "give the same settings, or start without --resume")
+    trainer.model.load_state_dict(checkpoint["model_state_dict"])
+    trainer.load_state_dict(checkpoint["state"])
+    log.info("Continuing after epoch %d", len(checkpoint["history"]))
+    return checkpoint["history"]
+
+
+# --- command line -----------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.ArgumentParser(__doc__)
+    data = parser.add_argument_group("data and model")
+    data.add_argument(
+        "--data-path", type=Path, help="COCO-format folder; the demo data if not given"
+    )
+    data.add_argument(
+        "--val-fraction",
+        type=cli.fraction,
+        default=VAL_FRACTION,
+        help="share of the training images held out when there is no val file",
+    )
+    data.add_argument(
+        "--architecture",
+        choices=models.ARCHITECTURES,
+        help="default: demo on the demo data, else fasterrcnn_resnet50_fpn",
+    )
+    data.add_argument("--weights", choices=models.WEIGHTS, help="default: coco (demo: none)")
+    data.add_argument("--model-path", type=Path, help="start from the weights of this checkpoint")
+    data.add_argument("--min-size", type=cli.positive_int, help="short side after the resize, px")
+    data.add_argument("--max-size", type=cli.positive_int, help="longest side after it, px")
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--epochs", type=cli.positive_int, help="default: 10 (demo: 12)")
+    recipe.add_argument("--batch-size", type=cli.positive_int, default=BATCH_SIZE, help="images")
+    recipe.add_argument("--optimizer", choices=("sgd", "adamw"), help="default: sgd (demo: adamw)")
+    recipe.add_argument("--lr", type=cli.positive_float, help="default: 0.005 (adamw: 0.001)")
+    recipe.add_argument("--momentum", type=cli.fraction, default=0.9, help="of SGD")
+    recipe.add_argument(
+        "--weight-decay", type=cli.non_negative_float, help="default: 0.0005 (adamw: 0.01)"
+    )
+    recipe.add_argument(
+        "--schedule", choices=("step", "cosine"), help="default: step (demo: cosine)"
+    )
+    recipe.add_argument("--step-size", type=cli.positive_int, default=3, help="epochs per step")
+    recipe.add_argument("--gamma", type=cli.positive_float, default=0.1, help="factor per step")
+    recipe.add_argument(
+        "--warmup-steps",
+        type=cli.non_negative_int,
+        default=100,
+        help="steps of linear warm-up, at most one epoch",
+    )
+    recipe.add_argument(
+        "--amp",
+        choices=("off", "bf16", "fp16"),
+        default="off",
+        help="precision of the heavy layers; boxes and losses stay FP32",
+    )
+    run = parser.add_argument_group("run")
+    run.add_argument("--workers", type=cli.non_negative_int, default=2, help="loader processes")
+    run.add_argument("--resume", action="store_true", help="continue the run in --output")
+    run.add_argument("--overwrite", action="store_true", help="replace the run in --output")
+    cli.add_common_arguments(parser, output=paths.MODELS, output_help="folder of the checkpoints")
+    return parser
+
+
+def _prepare(args: argparse.Namespace) -> Run:
+    """Everything that can be wrong with the arguments and the data, before anything is written."""
+    data_path = args.data_path or paths.DEMO
+    architecture = args.architecture
+    if architecture is None:
+        is_demo = data_path.resolve() == paths.DEMO
+        architecture = models.DEMO if is_demo else "fasterrcnn_resnet50_fpn"
+    if args.resume and args.overwrite:
+        raise UserError("--resume", "contradicts --overwrite", "give one of them")
+    last = args.output / "last.pth"
+    if last.exists() and not (args.resume or args.overwrite):
+        remedy = "choose another --output, continue it with --resume or replace it with --overwrite"
+        raise UserError(args.output, "holds another run", remedy)
+    train_split = coco.load_split(data_path, "train")
+    try:
+        val_split = coco.load_split(data_path, "val")
+    except UserError as error:
+        if "no val annotations" not in str(error):
+            raise
+        train_split, val_split = coco.hold_out(train_split, args.val_fraction, args.seed)
+        log.warning("No val annotations: %d training images held out", len(val_split.records))
+    coco.require_same_classes(train_split, val_split)
+    is_default_output = args.output.resolve() == paths.MODELS
+    return Run(
+        architecture=architecture,
+        weights=args.weights or ("none" if architecture == models.DEMO else "coco"),
+        min_size=args.min_size,
+        max_size=args.max_size,
+        train=train_split,
+        val=val_split,
+        output=args.output,
+        metrics=paths.METRICS if is_default_output else args.output,
+        workers=args.workers,
+        seed=args.seed,
+        start_from=args.model_path,
+    )
+
+
+def _recipe(args: argparse.Namespace, run: Run) -> "Recipe":
+    from phase1_training.engine import Recipe
+
+    is_demo = run.architecture == models.DEMO
+    optimizer = args.optimizer or ("adamw" if is_demo else "sgd")
+    steps_per_epoch = -(-len(run.train.records) // args.batch_size)
+    return Recipe(
+        epochs=args.epochs or EPOCHS[is_demo],
+        batch_size=args.batch_size,
+        optimizer=optimizer,
+        learning_rate=args.lr or LEARNING_RATE[optimizer],
+        momentum=args.momentum,
+        weight_decay=(WEIGHT_DECAY[optimizer] if args.weight_decay is None else args.weight_decay),
+        schedule=args.schedule or ("cosine" if is_demo else "step"),
+        step_size=args.step_size,
+        gamma=args.gamma,
+        warmup_steps=min(args.warmup_steps, steps_per_epoch),
+        amp=args.amp,
+    )
+
+
+def _run(args: argparse.Namespace) -> None:
+    run = _prepare(args)
+    device = environment.select_device(args.device)
+    if args.amp == "fp16" and device.type == "cpu":
+        raise UserError("--amp fp16", "needs a GPU", "use --amp bf16 or off")
+    recipe = _recipe(args, run)
+    log.info(environment.summary_line(str(device)))
+    log.info(
+        "%s on %d images of %d classes (%d val images), %d epochs of batch %d",
+        *(run.architecture, len(run.train.records), len(run.train.class_names)),
+        *(len(run.val.records), recipe.epochs, recipe.batch_size),
+    )
+    try:
+        report = train(run, recipe, device, resume=args.resume)
+    except (KeyboardInterrupt, cli.Terminated):
+        if (run.output / "last.pth").exists():
+            command = environment.command_line().replace(" --overwrite", "")
+            log.warning("Stopped. Continue with: %s --resume", command.replace(" --resume", ""))
+        raise
+    best = report["best"]
+    log.info(
+        "Best: epoch %d, map %.3f, map_50 %.3f (%.0f s of training)",
+        *(best["epoch"], best["map"], best["map_50"], report["training_s"]),
+    )
+    names = ("training.json", "training_curves.png", "val_predictions.png")
+    saved = [run.output / "best_model.pth", *(run.metrics / name for name in names)]
+    model_flag = "" if run.output.resolve() == paths.MODELS else f" --model-path {saved[0]}"
+    cli.finished(saved, f"python phase2_optimization/benchmark_inference.py{model_flag}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return cli.run(lambda: _run(args), args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
