@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TextIO, TypeVar
 
 from common import paths
 
@@ -91,8 +91,10 @@ def add_common_arguments(
 
 def run(work: Callable[[], int | None], args: argparse.Namespace) -> int:
     """Calls `work` and turns every way it can end into the exit status of the contract."""
-    _configure_log(logging.WARNING if args.quiet else logging.INFO)
     previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    handler = _StdoutHandler(sys.stdout)
+    log.addHandler(handler)
+    log.setLevel(logging.WARNING if args.quiet else logging.INFO)
     try:
         return work() or EXIT_OK
     except UserError as error:
@@ -110,6 +112,7 @@ def run(work: Callable[[], int | None], args: argparse.Namespace) -> int:
         _report_bug(error, show=args.debug)
         return EXIT_BUG
     finally:
+        log.removeHandler(handler)
         signal.signal(signal.SIGTERM, previous)
 
 
@@ -118,22 +121,18 @@ def _raise_terminated(signum, frame) -> NoReturn:
 
 
 class _StdoutHandler(logging.StreamHandler):
-    """Goes on with the work, silently, when the reader of `script | head` has gone."""
+    """Messages to stdout, whatever the terminal's encoding and whether or not it still listens."""
+
+    def __init__(self, stream: TextIO):
+        super().__init__(stream)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base's name
-        if isinstance(sys.exc_info()[1], BrokenPipeError):
+        if isinstance(sys.exc_info()[1], BrokenPipeError):  # `script | head`: the work goes on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         else:
             super().handleError(record)
-
-
-def _configure_log(level: int) -> None:
-    """Our messages to stdout from `level` on; those of other packages only from WARNING on."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8
-    handler = _StdoutHandler(sys.stdout)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    log.setLevel(level)
 
 
 def _report_bug(error: Exception, *, show: bool) -> None:

@@ -1,0 +1,94 @@
+"""common.environment: the device asked for or an error, and facts that can be written as JSON."""
+
+import json
+import random
+import shlex
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from common import environment, paths
+from common.cli import UserError
+
+
+def test_cpu_is_always_there():
+    assert environment.select_device("cpu") == torch.device("cpu")
+
+
+def test_an_index_behind_cpu_is_dropped():
+    assert str(environment.select_device("cpu:0")) == "cpu"
+
+
+def test_auto_takes_a_device_that_exists():
+    device = environment.select_device("auto")
+    assert torch.zeros(1, device=device).device.type == device.type
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:x", "cuda:99", "meta", "xpu", "cpu cuda"])
+def test_a_device_that_is_not_there_is_an_error(name):
+    with pytest.raises(UserError, match="--device"):
+        environment.select_device(name)
+
+
+def test_cuda_by_name_never_falls_back(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert environment.select_device("auto").type != "cuda"
+    with pytest.raises(UserError, match="no CUDA device found"):
+        environment.select_device("cuda")
+
+
+def test_cuda_index_is_checked(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert environment.select_device("cuda") == torch.device("cuda", 0)
+    assert environment.select_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="2 CUDA devices found"):
+        environment.select_device("cuda:2")
+
+
+def test_description_is_complete_and_json():
+    facts = json.loads(json.dumps(environment.describe("cpu"), allow_nan=False))
+    assert facts["device"] == "cpu"
+    assert facts["device_name"] == facts["cpu"]
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert set(facts) >= {"python", "platform", "cpu_count", "git_commit"}
+
+
+def test_summary_line_names_versions_and_device():
+    line = environment.summary_line("cpu")
+    assert torch.__version__ in line
+    assert "cpu (" in line
+    assert "\n" not in line
+
+
+def test_command_line_hides_where_the_repository_is(monkeypatch):
+    script = str(paths.ROOT / "phase1_training" / "train.py")
+    data = str(paths.ROOT / "my data")
+    monkeypatch.setattr(sys, "argv", [script, "--data-path", data, "--lr", "0.1"])
+    command = environment.command_line()
+    assert shlex.split(command) == [
+        *("python", "phase1_training/train.py", "--data-path", "my data", "--lr", "0.1")
+    ]
+
+
+def draws() -> tuple:
+    global_numpy = np.random.random()  # noqa: NPY002 - the one libraries draw from
+    return random.random(), global_numpy, torch.rand(1).item()
+
+
+def test_the_seed_fixes_every_generator():
+    environment.seed_everything(7)
+    first = draws()
+    environment.seed_everything(8)
+    other = draws()
+    environment.seed_everything(7)
+    assert draws() == first
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**32, 2**63])
+def test_unusual_seeds_are_accepted(seed):
+    environment.seed_everything(seed)
