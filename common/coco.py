@@ -7,20 +7,28 @@ from typing import Any
 
 import numpy as np
 
-from common.cli import UserError
-from common.coco_format import CocoSplit, ImageRecord, Problem, find_annotations, parse_split
+from common.cli import UserError, log
+from common.coco_format import (
+    CocoSplit,
+    ImageRecord,
+    MissingSplitError,
+    Problem,
+    find_annotations,
+    parse_split,
+)
 
 __all__ = [
     "CocoDetectionDataset",
     "CocoSplit",
     "ImageRecord",
+    "MissingSplitError",
     "Problem",
     "collate",
     "hold_out",
     "load_split",
+    "load_train_and_val",
     "parse_split",
     "read_image",
-    "require_same_classes",
 ]
 
 MAX_IMAGE_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
@@ -45,6 +53,25 @@ def load_split(data_path: Path, split: str) -> CocoSplit:
     return parsed
 
 
+def load_train_and_val(
+    data_path: Path, val_fraction: float, seed: int
+) -> tuple[CocoSplit, CocoSplit]:
+    """Both splits of a training. Without a val file, a share of the training images is held out."""
+    train = load_split(data_path, "train")
+    try:
+        val = load_split(data_path, "val")
+    except MissingSplitError:
+        train, val = hold_out(train, val_fraction, seed)
+        log.warning("No val annotations: %d training images held out", len(val.records))
+    if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
+        raise UserError(
+            val.annotation_file,
+            f"its categories differ from those of {train.annotation_file.name}",
+            'give both files the same "categories"',
+        )
+    return train, val
+
+
 def hold_out(split: CocoSplit, fraction: float, seed: int) -> tuple[CocoSplit, CocoSplit]:
     """Splits off a seeded random share of the images for validation, at least one on each side."""
     if len(split.records) < 2:
@@ -55,16 +82,6 @@ def hold_out(split: CocoSplit, fraction: float, seed: int) -> tuple[CocoSplit, C
     train = tuple(record for i, record in enumerate(split.records) if i not in held)
     val = tuple(record for i, record in enumerate(split.records) if i in held)
     return replace(split, records=train), replace(split, records=val)
-
-
-def require_same_classes(train: CocoSplit, val: CocoSplit) -> None:
-    """Raises UserError unless both files declare the same category ids and names."""
-    if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
-        raise UserError(
-            val.annotation_file,
-            f"its categories differ from those of {train.annotation_file.name}",
-            'give both files the same "categories"',
-        )
 
 
 # --- reading images ---------------------------------------------------------------------------

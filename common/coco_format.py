@@ -18,6 +18,10 @@ from common.cli import UserError
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation")}
 
 
+class MissingSplitError(UserError):
+    """The data folder has no annotation file of that split."""
+
+
 @dataclass(frozen=True)
 class ImageRecord:
     """One image and its ground truth.
@@ -92,7 +96,8 @@ def find_annotations(data_path: Path, split: str) -> Path:
     train.json, and train/_annotations.coco.json.
 
     Raises:
-        UserError: no folder, no such file, or several that could be meant.
+        UserError: no such folder, or several files that could be meant.
+        MissingSplitError: no such file.
     """
     if not data_path.is_dir():
         if data_path == paths.DEMO:
@@ -114,7 +119,7 @@ def find_annotations(data_path: Path, split: str) -> Path:
             if found:
                 return found[0]
     expected = f"annotations/instances_{split}.json"
-    raise UserError(data_path, f"no {split} annotations", f"add {expected} in COCO format")
+    raise MissingSplitError(data_path, f"no {split} annotations", f"add {expected} in COCO format")
 
 
 def _find_image_root(data_path: Path, annotation_file: Path, first_file_name: str) -> Path:

@@ -50,7 +50,7 @@ class Run:
     metrics: Path
     workers: int
     seed: int
-    start_from: Path | None
+    start_from: models.LoadedModel | None
 
 
 def train(run: Run, recipe: "Recipe", device: "torch.device", *, resume: bool) -> dict[str, Any]:
@@ -92,22 +92,16 @@ def train(run: Run, recipe: "Recipe", device: "torch.device", *, resume: bool) -
 
 
 def _build(run: Run) -> Any:
-    """A new model, or the weights of `start_from`, which must know the same classes."""
-    if run.start_from is None:
-        return models.build_model(
-            run.architecture,
-            len(run.train.class_names) + 1,
-            weights=run.weights,
-            min_size=run.min_size,
-            max_size=run.max_size,
-        )
-    import torch
-
-    loaded = models.load_model(run.start_from, torch.device("cpu"))
-    if loaded.class_names != run.train.class_names:
-        found, wanted = ", ".join(loaded.class_names), ", ".join(run.train.class_names)
-        raise UserError(run.start_from, f"knows {found:.80}; the data {wanted:.80}", "match them")
-    return loaded.model
+    """A new model, or the one of `start_from`."""
+    if run.start_from is not None:
+        return run.start_from.model
+    return models.build_model(
+        run.architecture,
+        len(run.train.class_names) + 1,
+        weights=run.weights,
+        min_size=run.min_size,
+        max_size=run.max_size,
+    )
 
 
 def _validate(run: Run, model: Any, device: "torch.device") -> tuple[dict[str, Any], list]:
@@ -140,12 +134,11 @@ def _report(
     from common.timing import resident_peak_mib
 
     inputs = [run.train.annotation_file, run.val.annotation_file]
+    peak_memory_mib = resident_peak_mib()
     if device.type == "cuda":
         import torch
 
         peak_memory_mib = torch.cuda.max_memory_allocated(device) / 2**20
-    else:
-        peak_memory_mib = resident_peak_mib()
     best = max(history, key=lambda row: row["val"]["map"], default=None)
     seconds = sum(row["seconds"] for row in history)
     images = sum(row["seconds"] * row["images_per_s"] for row in history)
@@ -291,26 +284,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _prepare(args: argparse.Namespace) -> Run:
     """Everything that can be wrong with the arguments and the data, before anything is written."""
-    data_path = args.data_path or paths.DEMO
-    architecture = args.architecture
-    if architecture is None:
-        is_demo = data_path.resolve() == paths.DEMO
-        architecture = models.DEMO if is_demo else "fasterrcnn_resnet50_fpn"
     if args.resume and args.overwrite:
         raise UserError("--resume", "contradicts --overwrite", "give one of them")
-    last = args.output / "last.pth"
-    if last.exists() and not (args.resume or args.overwrite):
+    if (args.output / "last.pth").exists() and not (args.resume or args.overwrite):
         remedy = "choose another --output, continue it with --resume or replace it with --overwrite"
         raise UserError(args.output, "holds another run", remedy)
-    train_split = coco.load_split(data_path, "train")
-    try:
-        val_split = coco.load_split(data_path, "val")
-    except UserError as error:
-        if "no val annotations" not in str(error):
-            raise
-        train_split, val_split = coco.hold_out(train_split, args.val_fraction, args.seed)
-        log.warning("No val annotations: %d training images held out", len(val_split.records))
-    coco.require_same_classes(train_split, val_split)
+    data_path = args.data_path or paths.DEMO
+    train_split, val_split = coco.load_train_and_val(data_path, args.val_fraction, args.seed)
+    start_from = _load_start(args, train_split)
+    if start_from is not None:
+        architecture = start_from.architecture
+    elif args.architecture is not None:
+        architecture = args.architecture
+    else:
+        is_demo = data_path.resolve() == paths.DEMO
+        architecture = models.DEMO if is_demo else "fasterrcnn_resnet50_fpn"
     is_default_output = args.output.resolve() == paths.MODELS
     return Run(
         architecture=architecture,
@@ -323,8 +311,26 @@ def _prepare(args: argparse.Namespace) -> Run:
         metrics=paths.METRICS if is_default_output else args.output,
         workers=args.workers,
         seed=args.seed,
-        start_from=args.model_path,
+        start_from=start_from,
     )
+
+
+def _load_start(args: argparse.Namespace, train_split: coco.CocoSplit) -> models.LoadedModel | None:
+    """The checkpoint to start from, which settles architecture and sizes and knows the classes."""
+    if args.model_path is None:
+        return None
+    for flag in ("architecture", "weights", "min_size", "max_size"):
+        if getattr(args, flag) is not None:
+            name = f"--{flag.replace('_', '-')}"
+            raise UserError(name, "is settled by --model-path", "leave one of them out")
+    import torch
+
+    loaded = models.load_model(args.model_path, torch.device("cpu"))
+    if loaded.class_names != train_split.class_names:
+        found, wanted = ", ".join(loaded.class_names), ", ".join(train_split.class_names)
+        what = f"knows the classes {found:.80}, the data has {wanted:.80}"
+        raise UserError(args.model_path, what, "give a model of the same classes")
+    return loaded
 
 
 def _recipe(args: argparse.Namespace, run: Run) -> "Recipe":
