@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -154,16 +155,13 @@ def save_checkpoint(path: Path, checkpoint: Mapping[str, Any], summary: Mapping[
     import torch
 
     path = Path(path)
+    buffer = io.BytesIO()  # torch hides a full disk behind a RuntimeError of changing text
+    torch.save(dict(checkpoint), buffer)
     with atomic_path(path) as temporary:
-        try:
-            torch.save(dict(checkpoint), temporary)
-        except RuntimeError as error:
-            if "write" not in str(error):  # torch reports a full disk as "file write failed"
-                raise
-            raise UserError(path, "cannot be written", "free some space there") from error
-        digest = sha256(temporary)
+        temporary.write_bytes(buffer.getbuffer())
         # Killed between the two files, no sidecar is better than one of the older checkpoint.
         sidecar(path).unlink(missing_ok=True)
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
     write_json(sidecar(path), {**summary, "file": path.name, "sha256": digest})
 
 
