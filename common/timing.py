@@ -5,8 +5,11 @@ neighbours, temperature). Here every round times each arm once, in a random orde
 all arms alike, and a speed-up is a ratio of medians with a bootstrap interval.
 """
 
+import contextlib
+import ctypes
+import gc
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -84,7 +87,7 @@ def measure_interleaved(
     return {name: np.asarray(values) for name, values in times.items()}
 
 
-def summarise(ms: np.ndarray) -> dict[str, float]:
+def summarise(ms: np.ndarray | Sequence[float]) -> dict[str, float]:
     """p50, p90, p99 (linear between order statistics) and mean of milliseconds, shape (n,)."""
     p50, p90, p99 = np.percentile(ms, [50, 90, 99])
     return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "mean": float(np.mean(ms))}
@@ -121,6 +124,22 @@ def ratio_with_ci(
     low, high = np.percentile(resampled, [2.5, 97.5])
     ratio = float(np.median(baseline) / np.median(candidate))
     return {"ratio": ratio, "ci95": [float(low), float(high)]}
+
+
+def release_free_memory(device: "torch.device") -> None:
+    """Gives memory back that is free but still held, so that a peak counts what comes next only.
+
+    Python's and PyTorch's caches are emptied; on the CPU the C library is asked to return its
+    free pages (glibc only), which otherwise stay in the resident set.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 class PeakMemory:
@@ -175,7 +194,7 @@ def _reset_resident_peak() -> bool:
 
 def resident_peak_mib() -> float | None:
     """The process's peak resident set in MiB, None where the system does not tell it."""
-    peak = _proc_status_mib("VmHWM")
+    peak = proc_status_mib("VmHWM")
     if peak is not None:
         return peak
     try:
@@ -188,10 +207,11 @@ def resident_peak_mib() -> float | None:
 
 def resident_mib() -> float | None:
     """The process's present resident set in MiB, None where /proc does not tell it."""
-    return _proc_status_mib("VmRSS")
+    return proc_status_mib("VmRSS")
 
 
-def _proc_status_mib(field: str) -> float | None:
+def proc_status_mib(field: str) -> float | None:
+    """A size from /proc/self/status ("VmRSS", "VmHWM", "VmData") in MiB; None without /proc."""
     if PROC_STATUS.exists():
         for line in PROC_STATUS.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith(f"{field}:"):

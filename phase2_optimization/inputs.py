@@ -1,0 +1,47 @@
+"""What every script of this phase begins with: a trained model and data of the same classes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import paths
+from common.cli import UserError, log
+from common.coco import CocoSplit, load_split
+from common.models import LoadedModel, load_model
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_inputs(
+    model_path: Path | None,
+    data_path: Path | None,
+    split_names: Sequence[str],
+    device: "torch.device",
+) -> tuple[LoadedModel, list[CocoSplit]]:
+    """Loads a checkpoint and splits of a data set; None takes the newest model and the demo data.
+
+    Raises:
+        UserError: one of them is missing or damaged, their classes differ, or there is no image.
+    """
+    if data_path is None:
+        data_path = paths.DEMO
+        log.info("Data:  %s", paths.display(data_path))
+    loaded = load_model(model_path, device)
+    splits = [load_split(data_path, name) for name in split_names]
+    for split in splits:
+        if loaded.class_names != split.class_names:
+            raise UserError(
+                split.annotation_file,
+                f"classes {_some(split.class_names)} differ from the model's "
+                f"{_some(loaded.class_names)}",
+                "give the data the model was trained on",
+            )
+        if not split.records:
+            raise UserError(split.annotation_file, "no images", "give a split with images")
+    return loaded, splits
+
+
+def _some(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:5])
+    return f"({shown}, … {len(names)} in all)" if len(names) > 5 else f"({shown})"
