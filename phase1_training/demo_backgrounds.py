@@ -25,20 +25,81 @@ class Style:
 
 
 TRAIN_STYLES = (
-    Style("street", ((214, 160, 98), (236, 222, 204)), "houses", "paving", (150, 160, 168), (92, 90, 88)),
-    Style("park", ((224, 176, 120), (238, 230, 216)), "trees", "grass", (74, 138, 104), (112, 132, 148)),
-    Style("downtown", ((190, 178, 166), (220, 216, 210)), "towers", "paving", (134, 136, 140), (74, 74, 76)),
-    Style("village", ((120, 128, 196), (170, 200, 240)), "hills", "grass", (66, 120, 122), (104, 112, 124)),
-    Style("promenade", ((206, 150, 84), (232, 214, 178)), "hills", "boards", (112, 152, 184), (120, 122, 124)),
-)  # fmt: skip
+    Style(
+        "street",
+        ((214, 160, 98), (236, 222, 204)),
+        "houses",
+        "paving",
+        (150, 160, 168),
+        (92, 90, 88),
+    ),
+    Style(
+        "park",
+        ((224, 176, 120), (238, 230, 216)),
+        "trees",
+        "grass",
+        (74, 138, 104),
+        (112, 132, 148),
+    ),
+    Style(
+        "downtown",
+        ((190, 178, 166), (220, 216, 210)),
+        "towers",
+        "paving",
+        (134, 136, 140),
+        (74, 74, 76),
+    ),
+    Style(
+        "village",
+        ((120, 128, 196), (170, 200, 240)),
+        "hills",
+        "grass",
+        (66, 120, 122),
+        (104, 112, 124),
+    ),
+    Style(
+        "promenade",
+        ((206, 150, 84), (232, 214, 178)),
+        "hills",
+        "boards",
+        (112, 152, 184),
+        (120, 122, 124),
+    ),
+)
 VAL_STYLES = (
-    Style("old_town", ((170, 140, 130), (206, 206, 224)), "houses", "boards", (122, 142, 160), (100, 108, 118)),
-    Style("business_park", ((226, 190, 150), (240, 234, 226)), "towers", "grass", (84, 150, 120), (84, 84, 88)),
-    Style("lakeside", ((150, 136, 168), (190, 204, 236)), "trees", "paving", (140, 150, 150), (96, 94, 98)),
-)  # fmt: skip
+    Style(
+        "old_town",
+        ((170, 140, 130), (206, 206, 224)),
+        "houses",
+        "boards",
+        (122, 142, 160),
+        (100, 108, 118),
+    ),
+    Style(
+        "business_park",
+        ((226, 190, 150), (240, 234, 226)),
+        "towers",
+        "grass",
+        (84, 150, 120),
+        (84, 84, 88),
+    ),
+    Style(
+        "lakeside",
+        ((150, 136, 168), (190, 204, 236)),
+        "trees",
+        "paving",
+        (140, 150, 150),
+        (96, 94, 98),
+    ),
+)
 VIDEO_STYLE = Style(
-    "main_street", ((222, 170, 110), (240, 226, 206)), "houses", "paving", (146, 158, 170), (88, 88, 90)
-)  # fmt: skip
+    "main_street",
+    ((222, 170, 110), (240, 226, 206)),
+    "houses",
+    "paving",
+    (146, 158, 170),
+    (88, 88, 90),
+)
 
 ROAD_TOP, ROAD_BOTTOM = 0.20, 0.64  # share of the ground's depth, from the horizon down
 
@@ -189,10 +250,10 @@ def _hills(rng: np.random.Generator, image: np.ndarray, horizon: int) -> None:
     width = image.shape[1]
     x = np.arange(width)
     for layer in range(3):
-        waves = sum(
-            np.sin(x / width * 2 * np.pi * rng.uniform(0.5, 1.4) * (k + 1) + rng.uniform(0, 6)) / (k + 1)
-            for k in range(3)
-        )  # fmt: skip
+        waves = np.zeros(width)
+        for k in (1, 2, 3):
+            cycles, shift = rng.uniform(0.5, 1.4) * k, rng.uniform(0, 6)
+            waves += np.sin(2 * np.pi * cycles * x / width + shift) / k
         ridge = horizon * (0.62 + 0.13 * layer) + 0.09 * horizon * waves
         colour = jitter(rng, ((150, 140, 118), (118, 138, 104), (84, 124, 92))[layer], 0.15)
         outline = np.column_stack([x, ridge]).astype(np.int32)
@@ -268,10 +329,12 @@ def _clutter(rng: np.random.Generator, image: np.ndarray, horizon: int) -> None:
                 cv2.line(image, (x, y - level), (x + 2 * size, y - level), (58, 88, 120), 2)
             for post in (x + 2, x + 2 * size - 2):
                 cv2.line(image, (post, y), (post, y - 2 * size // 3), (50, 50, 52), 2)
-        else:  # a drain cover or stain on the near ground
-            spot = (x, horizon + round(depth * rng.uniform(0.3, 0.98)))
-            cv2.ellipse(image, spot, (size, size // 4), 0, 0, 360, (70, 70, 72), -1, cv2.LINE_AA)
-            cv2.ellipse(image, spot, (size, size // 4), 0, 0, 360, (112, 112, 112), 1, cv2.LINE_AA)
+        else:  # a drain grate in the ground
+            left, top = x, horizon + round(depth * rng.uniform(0.66, 0.97))
+            bar = max(2, size // 6)
+            for offset in range(0, size, 2 * bar):
+                slot = (left + offset, top), (left + offset + bar, top + size // 4)
+                cv2.rectangle(image, *slot, (70, 70, 72), -1)
 
 
 def _prop(rng: np.random.Generator, width: int, height: int, horizon: int) -> Prop:

@@ -12,8 +12,8 @@ import numpy as np
 
 from phase1_training.demo_backgrounds import (
     ROAD_BOTTOM,
-    ROAD_TOP,
     Background,
+    Prop,
     Style,
     make_background,
 )
@@ -26,10 +26,16 @@ SOLID = 127  # alpha above which a pixel belongs to the object
 # at 12 frames a second: at most a tenth of a box's width, so that boxes of successive frames
 # overlap well.
 DEPTHS = {"person": (0.06, 0.97), "car": (0.24, 0.74), "bus": (0.22, 0.56), "dog": (0.10, 0.97)}
-SPEEDS = {"person": (0.018, 0.042), "car": (0.07, 0.16), "bus": (0.05, 0.10), "dog": (0.05, 0.12)}
+SPEEDS = {"person": (0.028, 0.050), "car": (0.10, 0.19), "bus": (0.09, 0.14), "dog": (0.06, 0.13)}
 
 
 SHARES = (0.36, 0.25, 0.15, 0.24)  # of the classes among the objects of the pictures
+
+
+# Video: frames before a class enters again where one of it left. Without appearance a tracker
+# could not tell the newcomer from the one that left, and the tracks would test nothing else.
+REENTRY_FRAMES = 36
+EDGE = 0.12  # share of the width that counts as leaving
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def render(
     owner = np.zeros((height, width), np.uint8)  # 1 + index of the actor seen at each pixel
     extents: dict[int, tuple[tuple[int, int, int, int], int]] = {}
     ground = height - background.horizon
-    layers = [(prop.foot_y, -1, prop) for prop in background.props]
+    layers: list[tuple[float, int, Prop | None]] = [(p.foot_y, -1, p) for p in background.props]
     layers += [(background.horizon + a.depth * ground, i, None) for i, a in enumerate(actors)]
     for foot_y, index, prop in sorted(layers, key=lambda layer: layer[:2]):
         if prop is not None:
@@ -175,7 +181,10 @@ def _expose(frame: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.n
 def random_scene(
     rng: np.random.Generator, styles: tuple[Style, ...], width: int, height: int
 ) -> tuple[np.ndarray, list[Annotation]]:
-    """One independent picture with 3 to 7 objects (fewer annotated where some are hidden); see `render` for what it returns."""
+    """One independent picture with 3 to 7 objects, as `render` returns it.
+
+    Fewer are annotated where some are nearly hidden.
+    """
     style = styles[rng.integers(len(styles))]
     background = make_background(rng, style, width, height, int(rng.integers(0, 4)))
     actors: list[Actor] = []
@@ -227,20 +236,20 @@ class Slot:
     category: Category
     depths: tuple[float, float]
     facing: int  # 0: either way
+    pace: float = 1.0  # relative to SPEEDS
 
 
 def _slots() -> tuple[Slot, ...]:
     person, car, bus, dog = CATEGORIES
-    far, near = (0.08, ROAD_TOP - 0.02), (ROAD_BOTTOM + 0.04, 0.93)
-    lane_back, lane_front = (0.28, 0.33), (0.48, 0.54)
     return (
-        Slot(person, far, 0),
-        Slot(person, near, 0),
-        Slot(person, near, 0),
-        Slot(car, lane_back, -1),
-        Slot(car, lane_front, 1),
-        Slot(bus, (0.24, 0.28), -1),
-        Slot(dog, near, 0),
+        Slot(person, (0.05, 0.09), 0, pace=0.6),  # so far back that a bus leaves the head free
+        Slot(person, (ROAD_BOTTOM + 0.02, 0.72), 0),
+        Slot(person, (0.77, 0.83), 0),
+        Slot(person, (0.90, 0.97), 0),
+        Slot(bus, (0.33, 0.36), -1),
+        Slot(car, (0.38, 0.41), -1),
+        Slot(car, (0.55, 0.60), 1),
+        Slot(dog, (0.76, 0.92), 0),
     )
 
 
@@ -254,8 +263,9 @@ class VideoScene:
         self.slots = _slots()
         self.next_id = 1
         self.frame_index = 0
+        self.last_exit: dict[tuple[str, int], int] = {}  # (class, side -1 or 1) -> frame
         self.waiting = [0] * len(self.slots)  # frames until the slot's next individual enters
-        self.actors: list[Actor | None] = [self._enter(slot, midway=True) for slot in self.slots]
+        self.actors: list[Actor | None] = [self._new_actor(slot) for slot in self.slots]
 
     def step(self) -> tuple[np.ndarray, list[Annotation]]:
         actors = [actor for actor in self.actors if actor is not None]
@@ -268,25 +278,36 @@ class VideoScene:
             if actor is None:
                 self.waiting[index] -= 1
                 if self.waiting[index] <= 0:
-                    self.actors[index] = self._enter(slot, midway=False)
+                    self.actors[index] = self._enter(slot)
             elif self._move(actor):
                 self.actors[index] = None
                 self.waiting[index] = int(self.rng.integers(4, 26))
         return frame, annotations
 
-    def _enter(self, slot: Slot, *, midway: bool) -> Actor:
+    def _new_actor(self, slot: Slot) -> Actor:
+        """The slot's next individual, somewhere along its lane."""
         rng = self.rng
         actor = _random_actor(rng, self.next_id, slot.category, self.width)
         self.next_id += 1
-        actor.depth, target = rng.uniform(*slot.depths), rng.uniform(*slot.depths)
-        actor.speed = rng.uniform(*SPEEDS[slot.category.name])
         actor.facing = slot.facing or actor.facing
+        actor.depth, target = rng.uniform(*slot.depths), rng.uniform(*slot.depths)
+        actor.speed = rng.uniform(*SPEEDS[slot.category.name]) * slot.pace
         size = object_height(actor.category, actor.depth, self.height)
         actor.approach = (target - actor.depth) * actor.speed * size / self.width
-        if not midway:
-            outside = slot.category.half_width * size * 1.1
-            actor.x = -outside if actor.facing > 0 else self.width + outside
         return actor
+
+    def _enter(self, slot: Slot) -> Actor | None:
+        """The slot's next individual just outside the picture; None while no side is free."""
+        facings = [slot.facing] if slot.facing else self.rng.permutation([-1, 1]).tolist()
+        for facing in facings:
+            last_exit = self.last_exit.get((slot.category.name, -facing), -REENTRY_FRAMES)
+            if self.frame_index - last_exit >= REENTRY_FRAMES:
+                actor = self._new_actor(slot)
+                size = object_height(actor.category, actor.depth, self.height)
+                outside = 1.1 * slot.category.half_width * size
+                actor.facing, actor.x = facing, -outside if facing > 0 else self.width + outside
+                return actor
+        return None
 
     def _move(self, actor: Actor) -> bool:
         """Advances one frame; True when the actor has left the picture for good."""
@@ -295,5 +316,8 @@ class VideoScene:
         actor.x += actor.facing * pace * size
         actor.depth += actor.approach
         actor.phase += pace / actor.category.stride
+        to_go = self.width - actor.x if actor.facing > 0 else actor.x
+        if to_go < EDGE * self.width:
+            self.last_exit[actor.category.name, actor.facing] = self.frame_index
         outside = 1.15 * actor.category.half_width * size
         return not -outside <= actor.x <= self.width + outside

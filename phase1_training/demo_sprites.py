@@ -20,6 +20,7 @@ Colour = tuple[int, int, int]  # BGR
 Point = tuple[float, float]
 
 GLASS: Colour = (128, 104, 78)
+HUES = (0.0, 0.03, 0.09, 0.13, 0.30, 0.42, 0.55, 0.59, 0.63, 0.76, 0.93)  # of paint and cloth
 RUBBER: Colour = (38, 36, 36)
 METAL: Colour = (176, 176, 172)
 
@@ -61,7 +62,8 @@ class Look:
 
 
 def random_colour(rng: np.random.Generator, saturation: tuple[float, float]) -> Colour:
-    hue, value = rng.uniform(), rng.uniform(0.35, 0.95)
+    hue = (rng.choice(HUES) + rng.uniform(-0.03, 0.03)) % 1
+    value = rng.uniform(0.35, 0.95)
     red, green, blue = colorsys.hsv_to_rgb(hue, rng.uniform(*saturation), value)
     return int(255 * blue), int(255 * green), int(255 * red)
 
@@ -114,6 +116,10 @@ class Canvas:
     def pixel(self, x: float, y: float) -> tuple[int, int]:
         return round(x * self.unit_x + self.origin_x), round(y * self.unit_y + self.origin_y)
 
+    def stand_on(self, lowest: float) -> None:
+        """Moves what is drawn from now on down, so that `lowest` comes to lie on the ground."""
+        self.origin_y += (1 - lowest) * self.unit_y
+
     def polygon(self, points: Sequence[Point], colour: Colour) -> None:
         corners = np.array([self.pixel(x, y) for x, y in points], np.int32)
         cv2.fillPoly(self.bgra, [corners], (*colour, 255))
@@ -143,11 +149,11 @@ class Canvas:
         height, width = (n // SUPERSAMPLING for n in self.bgra.shape[:2])
         sprite = cv2.resize(self.bgra, (width, height), interpolation=cv2.INTER_AREA)
         noise = np.random.default_rng(look.texture_seed).uniform(-0.1, 0.1, (14, 10))
-        shade = cv2.resize(noise.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-        shade += np.linspace(1.12, 0.86, height, dtype=np.float32)[:, None]
-        shade += np.linspace(-light, light, width, dtype=np.float32)
-        rim = cv2.GaussianBlur(sprite[..., 3], (0, 0), max(0.8, height / 45)).astype(np.float32)
-        shade *= 0.45 + rim * (0.55 / 255)
+        surface = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        vertical = np.linspace(1.12, 0.86, height)[:, None]
+        rim = cv2.GaussianBlur(sprite[..., 3], (0, 0), max(0.8, height / 45))
+        shade = surface + vertical + np.linspace(-light, light, width)
+        shade = (shade * (0.45 + rim * (0.55 / 255))).astype(np.float32)
         colour = np.minimum(sprite[..., :3] * shade[..., None], sprite[..., 3:])
         return np.dstack([colour.astype(np.uint8), sprite[..., 3]])
 
@@ -181,20 +187,24 @@ def _swing(phase: float, amplitude: float) -> float:
     return amplitude * math.sin(2 * math.pi * phase)
 
 
+def _leg(
+    hip: Point, cycle: float, swing: float, bend: float, lengths: tuple[float, float]
+) -> list[Point]:
+    """Hip, knee and ankle of a walking leg; `swing` and `bend` are the largest angles in rad."""
+    thigh, lift = _swing(cycle, swing), max(0.0, _swing(cycle + 0.3, bend))
+    knee = (hip[0] + lengths[0] * math.sin(thigh), hip[1] + lengths[0] * math.cos(thigh))
+    shin = thigh - lift
+    return [
+        hip,
+        knee,
+        (knee[0] + lengths[1] * math.sin(shin), knee[1] + lengths[1] * math.cos(shin)),
+    ]
+
+
 def _person(canvas: Canvas, look: Look, phase: float) -> None:
     shirt, trousers, extra, hair = look.colours
     hip_y, shoulder_y = 0.50, 0.205
     bare_arms = look.variant % 2 == 0
-
-    def leg(cycle: float, colour: Colour) -> None:
-        thigh, lift = _swing(cycle, 0.48), max(0.0, _swing(cycle + 0.3, 0.75))
-        knee = (0.24 * math.sin(thigh), hip_y + 0.24 * math.cos(thigh))
-        ankle = (
-            knee[0] + 0.215 * math.sin(thigh - lift),
-            knee[1] + 0.215 * math.cos(thigh - lift),
-        )
-        canvas.limb([(0, hip_y), knee, ankle], 0.085, colour)
-        canvas.limb([ankle, (ankle[0] + 0.06, ankle[1] + 0.012)], 0.05, scaled(extra, 0.45))
 
     def arm(cycle: float, shade: float) -> None:
         angle = _swing(cycle, 0.6)
@@ -204,9 +214,13 @@ def _person(canvas: Canvas, look: Look, phase: float) -> None:
         canvas.limb([(0, shoulder_y + 0.03), elbow], 0.062, scaled(shirt, shade))
         canvas.ellipse(*hand, 0.028, 0.028, scaled(look.skin, shade))
 
+    legs = [_leg((0, hip_y), phase + half, 0.48, 0.75, (0.24, 0.215)) for half in (0.5, 0)]
+    canvas.stand_on(max(ankle[1] for *_, ankle in legs) + 0.035)
     arm(phase, 0.7)
-    leg(phase + 0.5, scaled(trousers, 0.7))
-    leg(phase, trousers)
+    for joints, colour in zip(legs, (scaled(trousers, 0.7), trousers), strict=True):
+        canvas.limb(joints, 0.085, colour)
+        x, y = joints[-1]
+        canvas.limb([(x, y), (x + 0.06, y + 0.012)], 0.05, scaled(extra, 0.45))
     if look.variant % 3 == 0:  # a backpack
         canvas.ellipse(-0.10, 0.31, 0.062, 0.105, scaled(extra, 0.9))
     torso = [(-0.10, 0.20), (-0.05, 0.175), (0.06, 0.175), (0.105, 0.21), (0.09, 0.54)]
@@ -319,16 +333,16 @@ def _bus(canvas: Canvas, look: Look, phase: float) -> None:
 def _dog(canvas: Canvas, look: Look, phase: float) -> None:
     coat, patch = look.colours[:2]
 
-    def leg(x: float, cycle: float, colour: Colour) -> None:
-        angle, lift = _swing(cycle, 0.50), max(0.0, _swing(cycle + 0.3, 0.6))
-        knee = (x + 0.24 * math.sin(angle), 0.56 + 0.22 * math.cos(angle))
-        paw = (knee[0] + 0.2 * math.sin(angle - lift), knee[1] + 0.19 * math.cos(angle - lift))
-        canvas.limb([(x, 0.52), knee], 0.14, colour)
-        canvas.limb([knee, paw, (paw[0] + 0.05, paw[1])], 0.08, colour)
+    hips = ((-0.46, 0.5), (0.34, 0.0), (-0.50, 0.0), (0.36, 0.5))  # x and cycle: far pair, near
+    legs = [_leg((x, 0.55), phase + cycle, 0.50, 0.6, (0.22, 0.19)) for x, cycle in hips]
+    canvas.stand_on(max(paw[1] for *_, paw in legs) + 0.04)
 
-    dark = scaled(coat, 0.66)
-    leg(-0.46, phase + 0.5, dark)
-    leg(0.34, phase, dark)
+    def draw_legs(pair: list[list[Point]], colour: Colour) -> None:
+        for hip, knee, paw in pair:
+            canvas.limb([hip, knee], 0.14, colour)
+            canvas.limb([knee, paw, (paw[0] + 0.05, paw[1])], 0.08, colour)
+
+    draw_legs(legs[:2], scaled(coat, 0.66))
     wag = _swing(1.5 * phase, 0.12)
     canvas.limb([(-0.58, 0.40), (-0.78, 0.24), (-0.86 + wag, 0.04)], 0.075, coat)
     canvas.ellipse(-0.10, 0.46, 0.54, 0.185, coat, tilt=-3)
@@ -337,8 +351,7 @@ def _dog(canvas: Canvas, look: Look, phase: float) -> None:
         canvas.ellipse(-0.28, 0.40, 0.17, 0.11, patch, tilt=12)
         canvas.ellipse(0.12, 0.45, 0.10, 0.13, patch)
     canvas.limb([(-0.35, 0.61), (0.20, 0.64)], 0.05, scaled(coat, 1.2))
-    leg(-0.50, phase, coat)
-    leg(0.36, phase + 0.5, coat)
+    draw_legs(legs[2:], coat)
     canvas.limb([(0.36, 0.40), (0.56, 0.22)], 0.22, coat)
     canvas.limb([(0.40, 0.30), (0.52, 0.40)], 0.06, look.colours[2])  # the collar
     canvas.ellipse(0.60, 0.17, 0.175, 0.145, coat)

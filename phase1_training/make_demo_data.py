@@ -33,8 +33,6 @@ from common import artifacts, cli, paths
 from common.cli import UserError, log
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from phase1_training.demo_scenes import Annotation
 
 GENERATOR = 1  # raised with every change of the drawings, so that older data is not taken for new
