@@ -40,6 +40,10 @@ class InferenceGraph(nn.Module):
             `common.models.resized_size`, as `build_model` makes it, for results to be equal.
     """
 
+    cell_anchors: Tensor  # [levels, anchors per cell, 4], around the cell's corner
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: "FasterRCNN"):
         super().__init__()
         model.eval()
@@ -158,7 +162,9 @@ class InferenceGraph(nn.Module):
         class_scores = logits.float().softmax(-1)[:, 1:]
         classes = class_scores.shape[1]
         class_deltas = deltas.float().reshape(-1, classes + 1, 4)[:, 1:]
-        class_boxes = clip(decode(class_deltas, rois[place][:, None], self.box_coder_weights), limits)
+        class_boxes = clip(
+            decode(class_deltas, rois[place][:, None], self.box_coder_weights), limits
+        )
         large = has_sides(class_boxes, MIN_DETECTION_SIDE)
         class_scores = torch.where(large, class_scores, ABSENT)
 
@@ -215,9 +221,7 @@ class InferenceGraph(nn.Module):
         scores = scores.reshape(batch * classes, 1, count)
         kept = inference_ops.nms_mask(boxes, scores, self.iou_threshold, self.score_threshold)
         scores = torch.where(kept, scores, ABSENT).reshape(batch, -1)
-        boxes, scores, index = take_best(
-            scores, boxes.reshape(batch, -1, 4), self.max_detections
-        )
+        boxes, scores, index = take_best(scores, boxes.reshape(batch, -1, 4), self.max_detections)
         present = scores >= 0
         labels = torch.div(index, count, rounding_mode="floor") + 1
         return (
@@ -257,9 +261,7 @@ def clip(boxes: Tensor, limits: Tensor) -> Tensor:
 
 def has_sides(boxes: Tensor, min_side: float) -> Tensor:
     """True [...] where both sides of an xyxy box are at least `min_side` pixels."""
-    return (boxes[..., 2] - boxes[..., 0] >= min_side) & (
-        boxes[..., 3] - boxes[..., 1] >= min_side
-    )
+    return (boxes[..., 2] - boxes[..., 0] >= min_side) & (boxes[..., 3] - boxes[..., 1] >= min_side)
 
 
 def take_best(scores: Tensor, boxes: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -285,10 +287,14 @@ def graph_predictor(graph: InferenceGraph, device: torch.device) -> Predictor:
         found: dict[int, Detections] = {}
         for positions in by_size.values():
             batch = torch.from_numpy(np.stack([images[position] for position in positions]))
-            boxes, scores, labels, num = (output.cpu().numpy() for output in graph(batch.to(device)))
+            boxes, scores, labels, num = (
+                output.cpu().numpy() for output in graph(batch.to(device))
+            )
             for row, position in enumerate(positions):
                 size = num[row]
-                found[position] = Detections(boxes[row, :size], scores[row, :size], labels[row, :size])
+                found[position] = Detections(
+                    boxes[row, :size], scores[row, :size], labels[row, :size]
+                )
         return [found[position] for position in range(len(images))]
 
     return predict

@@ -57,9 +57,7 @@ def _(images, mean, std, min_size, max_size, divisor):
 
 
 @torch.library.custom_op("detection::nms_mask", mutates_args=())
-def nms_mask(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float
-) -> Tensor:
+def nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float) -> Tensor:
     """Greedy non-maximum suppression within each group of each batch element.
 
     Args:

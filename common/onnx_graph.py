@@ -36,17 +36,16 @@ def write_onnx(
     import onnx
     import torch
 
-    dynamic = {name: torch.export.Dim.DYNAMIC for name in ("batch", "height", "width")}
     example = torch.zeros(2, 96, 128, 3, dtype=torch.uint8, device=graph.mean.device)
     with torch.no_grad(), _quiet_exporter():
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             graph,
             (example,),
             dynamo=True,
             opset_version=opset,
             input_names=[INPUT_NAME],
             output_names=list(OUTPUT_NAMES),
-            dynamic_shapes=(dict(enumerate(dynamic.values())),),
+            dynamic_shapes=(dict.fromkeys(range(3), torch.export.Dim.DYNAMIC),),
             custom_translation_table=translations(),
             external_data=False,
             verbose=False,
@@ -95,9 +94,11 @@ def translations() -> dict[Callable, Callable]:
     """ONNX functions for the custom operators of common/inference_ops.py."""
     import onnx
     import torch
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
     from common import inference_ops  # noqa: F401  (registers the operators)
+
+    op: Any = opset18  # its own annotations do not admit nested calls
 
     def constant(value: float) -> Any:
         return onnx.helper.make_tensor("value", onnx.TensorProto.FLOAT, [1], [value])
@@ -132,7 +133,11 @@ def translations() -> dict[Callable, Callable]:
         pixels = op.Pad(
             pixels, op.Concat(op.Constant(value_ints=[0, 0, 0, 0, 0, 0]), missing, axis=0)
         )
-        return pixels, _as_limits(op, resized), op.Div(_as_limits(op, original), _as_limits(op, resized))
+        return (
+            pixels,
+            _as_limits(op, resized),
+            op.Div(_as_limits(op, original), _as_limits(op, resized)),
+        )
 
     def nms_mask(boxes, scores, iou_threshold: float, score_threshold: float):
         selected = op.NonMaxSuppression(
