@@ -225,6 +225,8 @@ def exact_resize_transform(model: "FasterRCNN", min_size: int, max_size: int) ->
         def resize(self, image, target=None):
             height, width = image.shape[-2:]
             size = resized_size(height, width, self.min_size[-1], self.max_size)
+            if size == (height, width):
+                return image, target
             image = torch.nn.functional.interpolate(
                 image[None], size=size, mode="bilinear", align_corners=False
             )[0]

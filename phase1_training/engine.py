@@ -15,6 +15,7 @@ from common import cli
 from common.cli import UserError
 from common.coco import CocoDetectionDataset, CocoSplit, collate
 from common.fastpath import precision_safe_autocast
+from common.models import resized_size
 
 LOSS_CHECK_STEPS = 10  # reading the losses waits for the GPU, so not at every step
 COLOR_JITTER = 0.2  # relative change of brightness, contrast and saturation
@@ -72,27 +73,51 @@ def learning_rate_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> flo
     return warmup * recipe.gamma ** (step // steps_per_epoch // recipe.step_size)
 
 
-def train_transform() -> v2.Compose:
-    """Augmentation that moves the boxes with the image; float images in [0, 1] come out."""
+class ResizeForModel(v2.Transform):
+    """Resizes image and boxes as the model would, in the loader and on 8-bit pixels: everything
+    after it, colour jitter above all, works on fewer pixels, and less is copied to the device."""
+
+    def __init__(self, min_size: int, max_size: int):
+        super().__init__()
+        self.min_size, self.max_size = min_size, max_size
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.functional.get_size(flat_inputs[0])
+        return {"size": list(resized_size(height, width, self.min_size, self.max_size))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return v2.functional.resize(inpt, params["size"], antialias=False)  # as the model does
+
+
+def train_transform(min_size: int, max_size: int) -> v2.Compose:
+    """Resize and augmentation that move the boxes with the image; uint8 images come out."""
     return v2.Compose(
         [
+            ResizeForModel(min_size, max_size),
             v2.RandomHorizontalFlip(0.5),
             v2.ColorJitter(COLOR_JITTER, COLOR_JITTER, COLOR_JITTER),
-            v2.ToDtype(torch.float32, scale=True),
             v2.ToPureTensor(),
         ]
     )
 
 
 def epoch_loader(
-    split: CocoSplit, recipe: Recipe, *, workers: int, seed: int, epoch: int, pin_memory: bool
+    split: CocoSplit,
+    model: FasterRCNN,
+    recipe: Recipe,
+    *,
+    workers: int,
+    seed: int,
+    epoch: int,
+    pin_memory: bool,
 ) -> DataLoader:
     """Shuffled batches of one epoch. Order and augmentation depend on (seed, epoch) only, so a
     continued run sees the batches that an uninterrupted one would have seen."""
     torch.manual_seed(seed * 100_003 + epoch)  # augmentation without workers, proposal sampling
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    transform = train_transform(model.transform.min_size[-1], model.transform.max_size)
     return DataLoader(
-        CocoDetectionDataset(split, train_transform()),  # type: ignore[arg-type]
+        CocoDetectionDataset(split, transform),  # type: ignore[arg-type]
         batch_size=recipe.batch_size,
         shuffle=True,
         num_workers=workers,
@@ -111,7 +136,7 @@ class Trainer:
     def __init__(
         self, model: FasterRCNN, recipe: Recipe, device: torch.device, steps_per_epoch: int
     ):
-        self.model = model
+        self.model = model.to(memory_format=torch.channels_last)  # what convolutions compute in
         self.recipe = recipe
         self.device = device
         self.optimizer = build_optimizer(model, recipe)
@@ -161,7 +186,9 @@ class Trainer:
         return precision_safe_autocast(self.model, AMP_DTYPES[self.recipe.amp], self.device.type)
 
     def _train_step(self, images: tuple, targets: tuple) -> dict[str, torch.Tensor]:
-        images = [image.to(self.device, non_blocking=True) for image in images]
+        images = [
+            image.to(self.device, non_blocking=True).to(torch.float32) / 255 for image in images
+        ]
         targets = [
             {key: target[key].to(self.device, non_blocking=True) for key in ("boxes", "labels")}
             for target in targets

@@ -67,6 +67,7 @@ def train(run: Run, recipe: "Recipe", device: "torch.device", *, resume: bool) -
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         loader = epoch_loader(
             run.train,
+            model,
             recipe,
             workers=run.workers,
             seed=run.seed,
