@@ -36,6 +36,7 @@ BATCH_SIZES = "1,2,4,8,16"
 NUM_ITERATIONS = 100
 TIME_BUDGET_S = 1.0
 MAX_IMAGES = 100
+MAX_SIDE = 8192  # pixels of --image-size
 TIMED = (
     "uint8 RGB images in host memory -> boxes in original pixels, scores and labels in host "
     "memory; decoding of files is not timed"
@@ -153,7 +154,7 @@ def timed_images(
         records = tuple(r for r in records if (r.width, r.height) == common)
     images = [read_image(r.path, (r.width, r.height)) for r in records[: max(largest_batch, 16)]]
     if size is not None:
-        images = [np.asarray(Image.fromarray(image).resize(size)) for image in images]
+        images = [np.array(Image.fromarray(image).resize(size)) for image in images]
     return images
 
 
@@ -194,11 +195,10 @@ def name_list(text: str) -> list[str]:
 
 def width_by_height(text: str) -> tuple[int, int]:
     """`640x480` -> (640, 480); `640` is a square."""
-    width, _, height = text.lower().partition("x")
-    size = cli.positive_int(width), cli.positive_int(height or width)
-    if not all(1 <= side <= 8192 for side in size):
-        raise argparse.ArgumentTypeError(f"{text} has a side above 8192 pixels")
-    return size
+    sides = [cli.positive_int(side) for side in text.lower().split("x")]
+    if len(sides) > 2 or max(sides) > MAX_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT up to {MAX_SIDE} pixels")
+    return sides[0], sides[-1]
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -35,7 +35,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         width, height = report["image_size"]
         figure.suptitle(
             f"{report['architecture']}, {width}x{height} images, {machine['device']} "
-            f"({machine['device_name']}, {machine['threads']} threads), "
+            f"({machine['device_name']}), threads: {machine['threads']}, "
             f"torch {machine['packages']['torch']}",
             fontsize=11,
         )

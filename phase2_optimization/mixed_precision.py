@@ -206,7 +206,9 @@ def plot_optimization_results(
     speedup = timing.ratio_with_ci(arms["FP32"], arms["AMP"])
     figure, (boxes, bars, course) = plt.subplots(1, 3, figsize=(15, 5))
     try:
-        drawn = boxes.boxplot(list(arms.values()), patch_artist=True, widths=0.5)
+        drawn = boxes.boxplot(
+            list(arms.values()), patch_artist=True, widths=0.5, medianprops={"color": "0.1"}
+        )
         boxes.set_xticks([1, 2], list(arms))
         boxes.set_title("Training time distribution")
         for place, (patch, (name, times)) in enumerate(
@@ -228,6 +230,7 @@ def plot_optimization_results(
         course.set_title("Time progression")
         course.set_xlabel("step")
         course.set_ylim(bottom=0)
+        course.xaxis.get_major_locator().set_params(integer=True)
         course.legend(frameon=False)
         for axis in (boxes, course):
             axis.set_ylabel("step time (ms)")

@@ -1,0 +1,63 @@
+"""A tiny detector with random weights and a tiny COCO data set; nothing here takes a second."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 7, "name": "box"}]
+
+
+def _write_split(folder, split: str, sizes: list[tuple[int, int]], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    images, annotations = [], []
+    for index, (width, height) in enumerate(sizes):
+        pixels = random.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        name = f"{split}_{index}.png"
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / "images" / name)
+        images.append({"id": index + 1, "file_name": name, "width": width, "height": height})
+        for box in range(2):
+            annotations.append(
+                {
+                    "id": 10 * index + box + 1,
+                    "image_id": index + 1,
+                    "category_id": CATEGORIES[box]["id"],
+                    "bbox": [4 + 20 * box, 6, 16, 20],
+                    "area": 320,
+                    "iscrowd": 0,
+                }
+            )
+    (folder / "annotations").mkdir(exist_ok=True)
+    content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+    file = folder / "annotations" / f"instances_{split}.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def data_path(tmp_path_factory):
+    """Six training images, and four for validation of which three have one size."""
+    folder = tmp_path_factory.mktemp("coco")
+    _write_split(folder, "train", [(64, 48)] * 6, seed=1)
+    _write_split(folder, "val", [(64, 48), (48, 64), (64, 48), (64, 48)], seed=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory):
+    import torch
+
+    from common.models import build_model, save_model
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("models") / "tiny.pth"
+    save_model(
+        path,
+        build_model("demo", 3, min_size=64, max_size=96),
+        architecture="demo",
+        class_names=["disc", "box"],
+        category_ids=[3, 7],
+        summary={},
+    )
+    return path

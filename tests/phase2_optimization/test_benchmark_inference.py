@@ -1,0 +1,411 @@
+"""The inference benchmark on a tiny model: its report, its guards and how it fails."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import evaluation
+from common.cli import UserError
+from common.coco import load_split
+from common.models import Detections, load_model
+from phase2_optimization import benchmark_inference, measuring, variants
+from phase2_optimization.inputs import load_inputs
+from phase2_optimization.variants import BASELINE, VARIANTS, VariantUnavailableError
+
+CPU = torch.device("cpu")
+DEFAULTS_ON_CPU = [
+    "eager_fp32",
+    "channels_last",
+    "inference_graph",
+    "inference_graph_channels_last",
+    "bf16_channels_last",
+    "inference_graph_bf16_channels_last",
+]
+
+
+@pytest.fixture
+def run(model_path, data_path, tmp_path):
+    """Runs the command; returns its exit status and the report, None where none was written."""
+
+    def run_command(*extra: str) -> tuple[int, dict | None]:
+        common = f"--model-path {model_path} --data-path {data_path} --output {tmp_path}"
+        small = "--device cpu --num-iterations 2 --batch-sizes 1,2 --max-images 2"
+        status = benchmark_inference.main([*common.split(), *small.split(), *extra])
+        report = tmp_path / "inference_benchmark.json"
+        if not report.exists():
+            return status, None
+        return status, json.loads(report.read_text(encoding="utf-8"))
+
+    return run_command
+
+
+def rows(report: dict, variant: str) -> dict[int, dict]:
+    return {r["batch_size"]: r for r in report["results"] if r["variant"] == variant}
+
+
+@pytest.fixture
+def replace_variant(monkeypatch):
+    """Gives a variant another way of building its predictor, for one test."""
+
+    def replace(name: str, build) -> None:
+        monkeypatch.setitem(VARIANTS, name, dataclasses.replace(VARIANTS[name], build=build))
+
+    return replace
+
+
+def altered(change):
+    """A builder of the stock predictor whose detections go through `change(images, found)`."""
+
+    def build(model, device):
+        predict = variants.stock_predictor(model, device)
+        return lambda images: change(images, predict(images))
+
+    return build
+
+
+# --- the report -------------------------------------------------------------------------------
+
+
+def test_every_variant_gets_a_row_with_the_keys_of_the_contract(run, tmp_path):
+    status, report = run("--num-iterations", "7")
+    assert status == 0
+    assert report["schema"] == "inference_benchmark/1"
+    assert report["complete"] is True
+    assert report["tf32"] is False
+    assert report["image_size"] == [64, 48]  # the most common size of the val split
+    assert [(r["variant"], r["batch_size"]) for r in report["results"]] == [
+        (name, size) for size in (1, 2) for name in DEFAULTS_ON_CPU
+    ]
+    for row in report["results"]:
+        assert row["iterations"] == 7
+        assert set(row["latency_ms"]) == {"p50", "p90", "p99", "mean"}
+        expected = row["batch_size"] / row["latency_ms"]["p50"] * 1000
+        assert row["throughput_img_s"] == pytest.approx(expected)
+        low, high = row["speedup"]["ci95"]
+        assert low <= row["speedup"]["ratio"] <= high
+        assert row["parity"]["matched"] > 0.8
+        assert 0 <= row["map"] <= row["map_50"] <= 1
+        assert row["peak_memory_mib"] > 10
+        assert row["status"] == "ok"
+    assert rows(report, BASELINE)[1]["speedup"] == {"ratio": 1.0, "ci95": [1.0, 1.0]}
+    assert set(report["noise"]) == {"1", "2"}
+    assert report["optimal_batch_size"] in (1, 2)
+    assert set(report["optimal_batch_size_by_variant"]) == set(DEFAULTS_ON_CPU)
+    with Image.open(tmp_path / "inference_benchmark.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert picture.width > 1000
+
+
+def test_exact_variants_find_the_baselines_boxes(model_path, data_path):
+    model = load_model(model_path, CPU).model
+    split = load_split(data_path, "val")
+    found: dict[str, list[Detections]] = {}
+    for name in DEFAULTS_ON_CPU:
+        predict, kept = VARIANTS[name].predictor(model, CPU), found.setdefault(name, [])
+
+        def record(images, predict=predict, kept=kept):
+            kept += predict(images)
+            return kept[-len(images) :]
+
+        evaluation.evaluate(record, split)
+    assert sum(len(detections.scores) for detections in found[BASELINE]) > 20
+    for name in ("channels_last", "inference_graph", "inference_graph_channels_last"):
+        parity = evaluation.compare_detections(found[BASELINE], found[name])
+        assert parity["matched"] == 1.0, name
+        assert parity["max_box_error_px"] < 1e-2, name
+
+
+def test_a_variant_works_on_a_copy_of_the_model(model_path):
+    model = load_model(model_path, CPU).model
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    strides = [parameter.stride() for parameter in model.parameters()]
+    image = np.zeros((48, 64, 3), np.uint8)
+    for name in DEFAULTS_ON_CPU:
+        VARIANTS[name].predictor(model, CPU)([image])
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert [parameter.stride() for parameter in model.parameters()] == strides
+    assert "forward" not in vars(model.backbone)
+
+
+def test_the_time_budget_stops_early_and_the_iterations_made_are_told(run):
+    _, report = run("--variants", BASELINE, "--num-iterations", "500", "--time-budget-s", "0.001")
+    assert {row["iterations"] for row in report["results"]} == {7}
+
+
+def test_images_can_be_resized(run):
+    _, report = run("--variants", BASELINE, "--image-size", "80x40")
+    assert report["image_size"] == [80, 40]
+
+
+def test_timed_images_have_one_size_and_are_as_many_as_needed(data_path):
+    split = load_split(data_path, "val")
+    assert [i.shape for i in benchmark_inference.timed_images(split, 2, None)] == [(48, 64, 3)] * 3
+    resized = benchmark_inference.timed_images(split, 2, (32, 24))
+    assert [image.shape for image in resized] == [(24, 32, 3)] * 4
+
+
+# --- guards -----------------------------------------------------------------------------------
+
+
+def test_too_few_iterations_claim_nothing(run):
+    status, report = run("--variants", "channels_last")
+    assert status == 0
+    assert rows(report, "channels_last")[1]["verdict"] == "too few iterations to tell"
+    assert report["fastest_variant"] is None
+    assert report["conclusion"].startswith("No winner")
+
+
+def test_boxes_beyond_the_tolerance_make_a_row_invalid(run, replace_variant):
+    def shift(images, found):
+        return [d._replace(boxes_xyxy=d.boxes_xyxy + np.float32(3)) for d in found]
+
+    replace_variant("channels_last", altered(shift))
+    status, report = run("--variants", "channels_last")
+    assert status == 0
+    for row in rows(report, "channels_last").values():
+        assert row["status"].startswith("invalid: ")
+        assert "of the baseline's boxes found" in row["status"]
+    assert report["fastest_variant"] is None
+    assert "channels_last" not in report["optimal_batch_size_by_variant"]
+    assert rows(report, BASELINE)[1]["status"] == "ok"
+
+
+def test_not_a_number_is_invalid_and_the_report_stays_json(run, replace_variant):
+    def spoil(images, found):
+        return [d._replace(boxes_xyxy=np.full_like(d.boxes_xyxy, np.nan)) for d in found]
+
+    replace_variant("inference_graph", altered(spoil))
+    status, report = run("--variants", "inference_graph")
+    assert status == 0
+    assert rows(report, "inference_graph")[1]["status"].startswith("invalid: ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=["cuda", "python", "cpu"],
+)
+def test_out_of_memory_at_a_batch_size_is_a_row(run, replace_variant, error):
+    def fail(images, found):
+        if len(images) > 1:
+            raise error
+        return found
+
+    replace_variant("channels_last", altered(fail))
+    status, report = run("--variants", "channels_last")
+    assert status == 0
+    found = rows(report, "channels_last")
+    assert found[1]["status"] == "ok"
+    assert found[2]["status"] == "oom"
+    assert found[2]["latency_ms"] is found[2]["speedup"] is found[2]["throughput_img_s"] is None
+    assert rows(report, BASELINE)[2]["latency_ms"]["p50"] > 0
+
+
+def test_out_of_memory_while_timing_drops_that_arm_only(run, replace_variant):
+    calls = []
+
+    def fail_late(images, found):
+        calls.append(len(images))
+        if calls.count(2) > 2:  # the check and one warm-up round fit
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return found
+
+    replace_variant("channels_last", altered(fail_late))
+    _, report = run("--variants", "channels_last")
+    assert rows(report, "channels_last")[2]["status"] == "oom"
+    assert rows(report, BASELINE)[2]["iterations"] == 2
+
+
+def test_a_model_that_never_fits_is_told_to_the_user(run, replace_variant, capsys):
+    def fail(images, found):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    replace_variant(BASELINE, altered(fail))
+    status, report = run("--variants", BASELINE)
+    assert (status, report) == (2, None)
+    assert "does not fit into memory" in capsys.readouterr().err
+
+
+def test_a_bug_in_a_variant_is_not_taken_for_a_lack_of_memory():
+    def fail(images):
+        raise RuntimeError("expected scalar type Float")
+
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        measuring.Arm("a", fail, [[np.zeros((4, 4, 3), np.uint8)]])()
+
+
+@pytest.mark.skipif(not measuring.MEMINFO.exists(), reason="only Linux can bound the memory")
+def test_an_allocation_beyond_the_free_memory_raises_instead_of_killing(monkeypatch):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    monkeypatch.setattr(measuring, "_available_mib", lambda: 100.0)
+    with pytest.raises(Exception) as caught, measuring._bounded_host_memory(CPU):  # noqa: PT011
+        torch.empty(2**30)
+    assert measuring.is_out_of_memory(caught.value)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_a_variant_that_cannot_run_says_why(run, replace_variant):
+    def refuse(model, device):
+        raise VariantUnavailableError("no compiler found")
+
+    replace_variant("channels_last", refuse)
+    status, report = run("--variants", "channels_last")
+    assert status == 0
+    assert rows(report, "channels_last")[1]["status"] == "unavailable: no compiler found"
+
+
+def test_float16_on_a_cpu_is_unavailable(run):
+    _, report = run("--variants", "fp16_channels_last")
+    assert rows(report, "fp16_channels_last")[1]["status"] == "unavailable: made for cuda, not cpu"
+
+
+def test_an_interrupted_run_keeps_its_rows_and_says_so(run, monkeypatch):
+    measured = measuring.Benchmark.time
+
+    def interrupted(self, batch_size):
+        if batch_size == 2:
+            raise KeyboardInterrupt
+        measured(self, batch_size)
+
+    monkeypatch.setattr(measuring.Benchmark, "time", interrupted)
+    status, report = run("--variants", BASELINE)
+    assert status == 130
+    assert report["complete"] is False
+    assert [row["batch_size"] for row in report["results"]] == [1]
+
+
+# --- claims -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def benchmark(model_path, data_path, monkeypatch):
+    """A benchmark whose times are planted instead of measured."""
+
+    def build(milliseconds: dict[str, float], noise: float, rounds: int = 40):
+        random = np.random.default_rng(0)
+
+        def planted(arms, **_):
+            for arm in arms.values():
+                arm()
+            return {
+                name: milliseconds[name.removesuffix(" (again)")]
+                * np.exp(random.normal(0, noise, rounds))
+                for name in arms
+            }
+
+        monkeypatch.setattr(measuring.timing, "measure_interleaved", planted)
+        model, split = load_model(model_path, CPU).model, load_split(data_path, "val")
+        images = benchmark_inference.timed_images(split, 2, None)
+        made = measuring.Benchmark(model, CPU, split, images, rounds, 1.0, 2, 0)
+        made.check(list(milliseconds), [1, 2])
+        for batch_size in (1, 2):
+            made.time(batch_size)
+        return made.report()
+
+    return build
+
+
+def test_a_clear_speed_up_wins_at_the_batch_size_of_its_best_throughput(benchmark):
+    report = benchmark({BASELINE: 10.0, "channels_last": 5.0}, noise=0.02)
+    assert report["fastest_variant"] == "channels_last"
+    assert report["optimal_batch_size"] == 2  # the same time for twice the images
+    assert "channels_last at batch size 2" in report["conclusion"]
+
+
+def test_no_winner_inside_the_noise(benchmark):
+    report = benchmark({BASELINE: 10.0, "channels_last": 9.9}, noise=0.2)
+    assert report["fastest_variant"] is None
+    assert report["conclusion"].startswith("No winner")
+    assert report["optimal_batch_size"] == 2  # of the baseline
+    assert rows(report, "channels_last")[1]["verdict"] == "within noise"
+
+
+def test_a_slower_variant_is_called_slower_and_equals_are_named_together(benchmark):
+    times = {BASELINE: 10.0, "channels_last": 20.0, "inference_graph": 5.0}
+    report = benchmark({**times, "inference_graph_channels_last": 5.0}, noise=0.03)
+    assert rows(report, "channels_last")[1]["verdict"] == "slower"
+    assert "not told apart from it: inference_graph" in report["conclusion"]
+
+
+def test_equal_throughput_prefers_the_smaller_batch():
+    made = measuring.Benchmark.__new__(measuring.Benchmark)
+    made._seed, made._checks = 0, {BASELINE: measuring.Check()}
+    random = np.random.default_rng(1)
+    made._times = {(BASELINE, s): s * 10 * np.exp(random.normal(0, 0.05, 40)) for s in (1, 2)}
+    made.rows = [
+        {
+            "variant": BASELINE,
+            "batch_size": s,
+            "status": "ok",
+            "throughput_img_s": s / np.median(made._times[BASELINE, s]),
+        }
+        for s in (1, 2)
+    ]
+    assert made._best_rows()[BASELINE]["batch_size"] == 1
+
+
+# --- what the user can get wrong --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--batch-sizes", "0"],
+        ["--batch-sizes", "-1"],
+        ["--batch-sizes", "a"],
+        ["--batch-sizes", ""],
+        ["--batch-sizes", "1,,2"],
+        ["--num-iterations", "0"],
+        ["--time-budget-s", "nan"],
+        ["--image-size", "0"],
+        ["--image-size", "640x"],
+        ["--image-size", "1000000"],
+        ["--variants", ","],
+        ["--batchsizes", "1"],
+    ],
+    ids=" ".join,
+)
+def test_bad_options_end_in_one_line(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        benchmark_inference.main(arguments)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+
+
+def test_an_unknown_variant_is_refused_with_the_known_ones(run, capsys):
+    assert run("--variants", "warp_drive") == (2, None)
+    assert "inference_graph" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_gpu_is_refused(run, capsys):
+    assert run("--device", "cuda") == (2, None)
+    assert "no CUDA device found" in capsys.readouterr().err
+
+
+def test_a_missing_model_is_refused(run, tmp_path, capsys):
+    assert run("--model-path", str(tmp_path / "none.pth")) == (2, None)
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_data_of_other_classes_is_refused(data_path, model_path, tmp_path):
+    copy = Path(shutil.copytree(data_path, tmp_path / "coco"))
+    (file,) = (copy / "annotations").glob("*val*")
+    file.write_text(file.read_text(encoding="utf-8").replace('"disc"', '"ball"'), encoding="utf-8")
+    with pytest.raises(UserError, match=r"\(ball, box\) differ from the model's \(disc, box\)"):
+        load_inputs(model_path, copy, ["val"], CPU)
