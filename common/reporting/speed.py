@@ -1,0 +1,279 @@
+"""The sections about time: where it goes, what each speed-up buys and costs, batch size, AMP."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.reporting.blocks import (
+    NOTHING,
+    Bar,
+    Bars,
+    Block,
+    Card,
+    Lines,
+    Note,
+    Section,
+    Table,
+    dig,
+    finite,
+    interval,
+    listed,
+    map_change,
+    number,
+    percent,
+    text,
+)
+
+Report = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+PROFILE_COMMAND = "python phase2_optimization/gpu_profiler.py"
+BENCHMARK_COMMAND = "python phase2_optimization/benchmark_inference.py"
+AMP_COMMAND = "python phase2_optimization/mixed_precision.py"
+MAX_BARS = 12
+
+
+def profile_section(report: Report | None) -> Section:
+    title = "Where the time goes"
+    reading = (
+        "Each bar is one stage of a step and its share of the step's time. The longest bar is "
+        "what a speed-up has to shorten; halving a short one changes little."
+    )
+    if report is None:
+        return Section(title, reading, missing=PROFILE_COMMAND)
+    blocks: list[Block] = []
+    for name, part in (("training", report), ("inference", dig(report, "inference"))):
+        bars = tuple(
+            Bar(
+                text(dig(stage, "name")),
+                finite(dig(stage, "share")) or 0.0,
+                f"{number(dig(stage, 'ms'), 1, 'ms')}, {percent(dig(stage, 'share'))}",
+            )
+            for stage in listed(dig(part, "stages"))[:MAX_BARS]
+        )
+        if bars:
+            batch = text(dig(report, "batch_size"))
+            blocks.append(Bars(f"One {name} step, batch size {batch}", bars))
+    syncs = dig(report, "host_syncs_per_step")
+    if finite(syncs):
+        blocks.append(
+            Note(
+                f"A training step makes the processor wait for the device {number(syncs, 0)} times."
+            )
+        )
+    advice = dig(report, "advice")
+    sentences = advice if isinstance(advice, list) else [advice]
+    blocks += [Note(f"Advice: {words}") for words in sentences if isinstance(words, str)]
+    return Section(title, reading, blocks)
+
+
+# --- inference benchmark ----------------------------------------------------------------------
+
+
+def rows_of(report: Report | None) -> list[Row]:
+    """The rows that say what they are of."""
+    rows = listed(dig(report, "results"))
+    return [row for row in rows if row.get("variant") and finite(row.get("batch_size"))]
+
+
+def measured(report: Report | None) -> list[Row]:
+    """The rows that have a time."""
+    return [row for row in rows_of(report) if finite(dig(row, "latency_ms", "p50"))]
+
+
+def shown_batch_size(report: Report) -> Any:
+    """The batch size the speed-ups are shown at: the best one, where it was measured."""
+    sizes = [row["batch_size"] for row in measured(report)]
+    best = dig(report, "optimal_batch_size")
+    return best if best in sizes else (sizes[0] if sizes else None)
+
+
+def fastest(report: Report | None) -> Row | None:
+    """The fastest variant whose results hold, if it beats the baseline."""
+    if report is None:
+        return None
+    rows = [
+        row
+        for row in measured(report)
+        if row.get("batch_size") == shown_batch_size(report)
+        and row.get("status") == "ok"
+        and (finite(dig(row, "speedup", "ci95", 0)) or 0) > 1
+    ]
+    named = [row for row in rows if row.get("variant") == dig(report, "fastest_variant")]
+    return max(
+        named or rows, key=lambda row: finite(dig(row, "speedup", "ratio")) or 0, default=None
+    )
+
+
+def baseline_of(report: Report, batch_size: Any) -> Row | None:
+    names = (dig(report, "baseline"), "fp32_eager", "fp32")
+    rows = [row for row in measured(report) if row.get("batch_size") == batch_size]
+    return next((row for name in names for row in rows if row.get("variant") == name), None)
+
+
+def speed_card(report: Report | None) -> Card | None:
+    if report is None or not measured(report):
+        return None
+    row = fastest(report)
+    if row is None:
+        return Card("Fastest variant", "1.00x", "no variant was faster than plain FP32")
+    change = map_change(dig(row, "map"), dig(baseline_of(report, row["batch_size"]), "map"))
+    low, high = dig(row, "speedup", "ci95", 0), dig(row, "speedup", "ci95", 1)
+    cost = "" if change == NOTHING else f", mAP {change}"
+    return Card(
+        "Inference speed-up",
+        f"{number(row['speedup']['ratio'])}x",
+        f"{row['variant'].replace('_', ' ')} at batch size {row['batch_size']}; "
+        f"95% interval {number(low)} to {number(high)}{cost}",
+    )
+
+
+def _gain(row: Row, baseline: Row | None) -> tuple[str, ...]:
+    return (
+        text(dig(row, "variant")),
+        *(number(dig(row, "latency_ms", key), 1) for key in ("p50", "p90", "p99")),
+        number(dig(row, "throughput_img_s"), 1),
+        "baseline" if row is baseline else interval(dig(row, "speedup")),
+        text(dig(row, "status")).split(":")[0],
+    )
+
+
+def _cost(row: Row, baseline: Row | None) -> tuple[str, ...]:
+    change = map_change(dig(row, "map"), dig(baseline, "map"))
+    return (
+        text(dig(row, "variant")),
+        number(dig(row, "map"), 4),
+        "baseline" if row is baseline else change,
+        percent(dig(row, "parity", "matched"), 1),
+        number(dig(row, "parity", "max_box_error_px")),
+        number(dig(row, "peak_memory_mib"), 0),
+    )
+
+
+GAIN_COLUMNS = (
+    *("What it buys", "p50 ms", "p90 ms", "p99 ms", "Images/s"),
+    *("Speed-up (95% interval)", "Status"),
+)
+COST_COLUMNS = (
+    *("What it costs", "mAP", "mAP change", "Boxes that stayed", "Largest shift px"),
+    "Peak memory MiB",
+)
+
+
+def _speed_bar(row: Row, baseline: Row | None) -> Bar:
+    state = "baseline" if row is baseline else ("" if row.get("status") == "ok" else "invalid")
+    return Bar(
+        text(row.get("variant")),
+        finite(dig(row, "speedup", "ratio")) or 0.0,
+        f"{number(dig(row, 'speedup', 'ratio'))}x" + (" (invalid)" if state == "invalid" else ""),
+        finite(dig(row, "speedup", "ci95", 0)),
+        finite(dig(row, "speedup", "ci95", 1)),
+        state,
+    )
+
+
+def speedup_section(report: Report | None) -> Section:
+    title = "What each speed-up buys and costs"
+    reading = (
+        "A bar right of the line at 1 is faster than the plain FP32 model, and the thin mark is "
+        "the 95% interval: where it touches the line, no difference was shown. The cost stands "
+        "in the table: how far mAP moved and what share of the boxes stayed the same."
+    )
+    if report is None or not measured(report):
+        return Section(title, reading, missing=BENCHMARK_COMMAND)
+    batch_size = shown_batch_size(report)
+    rows = [row for row in rows_of(report) if row.get("batch_size") == batch_size]
+    baseline = baseline_of(report, batch_size)
+    bars = tuple(_speed_bar(row, baseline) for row in rows if dig(row, "speedup"))
+    blocks: list[Block] = []
+    if bars:
+        blocks.append(Bars(f"Speed-up at batch size {batch_size}", bars, reference=1.0))
+    blocks.append(Table(GAIN_COLUMNS, tuple(_gain(row, baseline) for row in rows)))
+    blocks.append(Table(COST_COLUMNS, tuple(_cost(row, baseline) for row in rows)))
+    reasons = {row["variant"]: str(row.get("status")) for row in rows}
+    blocks += [Note(f"{name} is {why}.") for name, why in reasons.items() if ":" in why]
+    if conclusion := dig(report, "conclusion"):
+        blocks.append(Note(str(conclusion)))
+    if dig(report, "complete") is False:
+        blocks.append(Note("The benchmark was stopped before its end: some rows are missing."))
+    return Section(title, reading, blocks)
+
+
+def _series(rows: Sequence[Row], *keys: str) -> tuple:
+    names = dict.fromkeys(text(row.get("variant")) for row in rows)
+    return tuple(
+        (
+            name,
+            tuple(
+                (float(row["batch_size"]), float(dig(row, *keys)))
+                for row in rows
+                if text(row.get("variant")) == name and finite(dig(row, *keys)) is not None
+            ),
+        )
+        for name in names
+    )
+
+
+def batch_section(report: Report | None) -> Section:
+    title = "Latency against batch size"
+    reading = (
+        "Larger batches give more images per second until the device is full; from there on they "
+        "only add latency. Choose the smallest batch size after which the second chart is flat."
+    )
+    rows = [row for row in measured(report) if row.get("status") == "ok"]
+    if not rows:
+        return Section(title, reading, missing=BENCHMARK_COMMAND)
+    sizes = sorted({row["batch_size"] for row in rows})
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    cells = {(row["variant"], row["batch_size"]): row for row in rows}
+    table = tuple(
+        (
+            text(name),
+            *(
+                f"{number(dig(cells.get((name, size)), 'latency_ms', 'p50'), 1)} / "
+                f"{number(dig(cells.get((name, size)), 'throughput_img_s'), 1)}"
+                for size in sizes
+            ),
+        )
+        for name in names
+    )
+    columns = ("Median ms per batch / images per s", *(f"batch {size}" for size in sizes))
+    blocks: list[Block] = [Table(columns, table)]
+    if len(sizes) > 1:
+        latency, throughput = _series(rows, "latency_ms", "p50"), _series(rows, "throughput_img_s")
+        blocks.insert(0, Lines("Images per second", "batch size", throughput))
+        blocks.insert(0, Lines("Median latency of a batch, ms", "batch size", latency))
+    return Section(title, reading, blocks)
+
+
+def amp_section(report: Report | None) -> Section:
+    title = "Mixed-precision training"
+    reading = (
+        "The same training steps in FP32 and with automatic mixed precision, taking turns on the "
+        "same batches. Mixed precision is worth it where the interval lies above 1 while the "
+        "loss and mAP stay where FP32 has them."
+    )
+    if report is None:
+        return Section(title, reading, missing=AMP_COMMAND)
+    arms = listed(dig(report, "arms"))
+    table = tuple(
+        (
+            text(dig(arm, "name")),
+            number(dig(arm, "step_ms", "p50"), 1),
+            number(dig(arm, "step_ms", "p90"), 1),
+            number(dig(arm, "step_ms", "p99"), 1),
+            interval(dig(arm, "speedup") or (dig(report, "speedup") if index else None)),
+            number(dig(arm, "peak_memory_mib"), 0),
+            number(dig(arm, "final_loss"), 3),
+            number(dig(arm, "map_50"), 3),
+        )
+        for index, arm in enumerate(arms)
+    )
+    columns = (
+        *("Precision", "Step p50 ms", "p90 ms", "p99 ms", "Speed-up (95%)"),
+        *("Memory MiB", "Final loss", "mAP at IoU 0.50"),
+    )
+    blocks: list[Block] = [Table(columns, table)]
+    reading_of_result = dig(report, "reading")
+    sentences = reading_of_result if isinstance(reading_of_result, list) else [reading_of_result]
+    blocks += [Note(str(sentence)) for sentence in sentences if isinstance(sentence, str)]
+    return Section(title, reading, blocks)
