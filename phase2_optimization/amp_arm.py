@@ -4,11 +4,12 @@ import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from common import timing
 from common.coco import CocoDetectionDataset, CocoSplit
 from common.fastpath import precision_safe_autocast
 from common.models import Predictor, stock_predictor
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Batch = tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]
 MOMENTUM = 0.9
+MEMORY_STEPS = 2  # the second one has the optimizer's momentum in memory too
 
 
 def precisions(device: torch.device) -> dict[str, torch.dtype]:
@@ -119,3 +121,13 @@ class TrainingArm:
     def predictor(self) -> Predictor:
         """FP32 inference with the trained weights, so that all arms are judged alike."""
         return stock_predictor(self._model.eval(), self._device)
+
+
+def peak_memory(make_arm: Callable[[], TrainingArm], device: torch.device) -> timing.PeakMemory:
+    """The peak memory of an arm's first steps, with no other arm in memory."""
+    timing.release_free_memory(device)
+    with timing.PeakMemory(device) as memory:
+        arm = make_arm()
+        for _ in range(MEMORY_STEPS):
+            arm.step()
+    return memory

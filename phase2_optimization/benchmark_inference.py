@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase2_optimization/benchmark_inference.py` works
 
-from common import artifacts, cli, environment, paths
+from common import artifacts, cli, paths
 from common.cli import UserError, log
 
 if TYPE_CHECKING:
@@ -62,15 +62,11 @@ def benchmark_inference(
     import torch
 
     from phase2_optimization import benchmark_plot
-    from phase2_optimization.inputs import load_inputs
+    from phase2_optimization.inputs import load_inputs, start
     from phase2_optimization.measuring import Benchmark
 
-    device = environment.select_device(device_name)
-    torch.backends.cuda.matmul.allow_tf32 = False  # the baseline is FP32 to the last bit
-    torch.backends.cudnn.allow_tf32 = False
-    environment.seed_everything(seed)
+    device = start(device_name, seed)
     names = choose_variants(variant_names, compile_backbone, device.type)
-    log.info(environment.summary_line(str(device)))
     loaded, (split,) = load_inputs(model_path, data_path, ["val"], torch.device("cpu"))
     images = timed_images(split, max(batch_sizes), image_size)
     height, width = images[0].shape[:2]

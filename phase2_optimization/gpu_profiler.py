@@ -18,7 +18,6 @@ profile_trace.json.gz, which https://ui.perfetto.dev opens.
 
 import argparse
 import contextlib
-import functools
 import os
 import sys
 from collections import defaultdict
@@ -217,12 +216,9 @@ def profile_model(
 ) -> None:
     """Profiles training on the train split and inference on the val split; writes the report."""
     from phase2_optimization import profile_steps
-    from phase2_optimization.inputs import load_inputs
-    from phase2_optimization.stages import StageClock
+    from phase2_optimization.inputs import load_inputs, start
 
-    device = environment.select_device(device_name)
-    environment.seed_everything(seed)
-    log.info(environment.summary_line(str(device)))
+    device = start(device_name, seed)
     loaded, (train, val) = load_inputs(model_path, data_path, ("train", "val"), device)
     batch_size = min(batch_size, len(train.records))
     steps_of = {
@@ -232,37 +228,23 @@ def profile_model(
     profiler, reports = GPUProfiler(device), {}
     for name, step in steps_of.items():
         loaded.model.train(name == "training")
-        stages = profile_steps.measure_stages(profiler, name, loaded.model, step, steps)
-        free = profiler.summary()[name]
-        reports[name] = {
-            **stages,
-            "free_step_ms": {key: free[f"{key}_ms"] for key in ("p50", "p90", "p99", "mean")},
-            "images_per_s": batch_size / free["p50_ms"] * 1e3,
-            "peak_memory_mib": free["peak_memory_mib"],
-        }
+        reports[name] = profile_steps.measure_stages(profiler, name, loaded.model, step, steps)
+        reports[name]["images_per_s"] = batch_size / reports[name]["free_step_ms"]["p50"] * 1e3
         _log_stages(name, reports[name], device)
     log.info("\nWhole steps, not timed by stage:\n%s\n", profiler.table())
-    clock = StageClock(device, wait_at_stages=False)
-
-    def traced_step(name: str) -> None:
-        loaded.model.train(name == "training")
-        with clock.watch(loaded.model), clock.step():
-            steps_of[name](clock)
-
     trace_path, report_path = output / "profile_trace.json.gz", output / "profile.json"
-    works = {name: functools.partial(traced_step, name) for name in steps_of}
+    works = profile_steps.traceable(loaded.model, steps_of, device)
     traced = profile_steps.write_trace(trace_path, works, device, max_trace_mib)
     advice = advise(reports["training"], reports["inference"], device.type)
     for sentence in advice:
         log.info("Advice – %s", sentence)
+    inputs = [loaded.path, train.annotation_file, val.annotation_file]
     artifacts.write_json(
         report_path,
         {
-            **artifacts.provenance(
-                "profile", str(device), [loaded.path, train.annotation_file, val.annotation_file]
-            ),
+            **artifacts.provenance("profile", str(device), inputs),
             "architecture": loaded.architecture,
-            "precision": "FP32",
+            "precision": "FP32 without TF32",
             "batch_size": batch_size,
             "steps": steps,
             "workers": workers,

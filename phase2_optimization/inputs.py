@@ -4,13 +4,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import paths
+from common import environment, paths
 from common.cli import UserError, log
 from common.coco import CocoSplit, load_split
 from common.models import LoadedModel, load_model
 
 if TYPE_CHECKING:
     import torch
+
+
+def start(device_name: str, seed: int) -> "torch.device":
+    """Chooses the device, seeds everything and makes FP32 strict: TF32, which keeps 10 of FP32's
+    23 bits of mantissa and is partly on by default, is switched off."""
+    import torch
+
+    device = environment.select_device(device_name)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    environment.seed_everything(seed)
+    log.info(environment.summary_line(str(device)))
+    return device
 
 
 def load_inputs(

@@ -14,6 +14,7 @@ Writes outputs/metrics/amp_comparison.json and optimization_comparison.png.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,18 +23,20 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase2_optimization/mixed_precision.py` finds common/
 
-from common import artifacts, cli, environment, evaluation, paths, timing
+from common import artifacts, cli, evaluation, paths, timing
 from common.cli import log
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from common.coco import CocoSplit
+    from phase2_optimization.amp_arm import TrainingArm
 
 STEPS = 20
 BATCH_SIZE = 4
 LEARNING_RATE = 1e-3
 MAX_IMAGES = 60
 WARMUP_STEPS = 2
-MEMORY_STEPS = 2  # the second one has the optimizer's momentum in memory too
 FINAL_LOSS_STEPS = 5  # the final loss is the mean of the last ones: one batch alone is noisy
 MAX_BATCHES = 32  # different batches kept on the device; a longer run goes through them again
 
@@ -53,49 +56,31 @@ def compare_training(
     """Trains one arm per precision from the same weights and writes the comparison."""
     import torch
 
-    from phase2_optimization.amp_arm import TrainingArm, precisions, training_batches
-    from phase2_optimization.inputs import load_inputs
+    from phase2_optimization.amp_arm import TrainingArm, peak_memory, precisions, training_batches
+    from phase2_optimization.inputs import load_inputs, start
 
-    device = environment.select_device(device_name)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    environment.seed_everything(seed)
-    log.info(environment.summary_line(str(device)))
+    device = start(device_name, seed)
     loaded, (train, val) = load_inputs(model_path, data_path, ["train", "val"], torch.device("cpu"))
     batch_size = min(batch_size, len(train.records))
     batches = training_batches(train, batch_size, min(steps, MAX_BATCHES), device, seed)
 
-    def new_arm(dtype: torch.dtype) -> TrainingArm:
+    def make_arm(dtype: torch.dtype) -> TrainingArm:
         return TrainingArm(loaded.model, batches, dtype, learning_rate, device, seed)
 
-    peaks: dict[str, timing.PeakMemory] = {}
-    for name, dtype in precisions(device).items():  # one at a time: nothing else in memory
-        timing.release_free_memory(device)
-        with timing.PeakMemory(device) as peaks[name]:
-            arm = new_arm(dtype)
-            for _ in range(MEMORY_STEPS):
-                arm.step()
-        del arm
-    arms = {name: new_arm(dtype) for name, dtype in precisions(device).items()}
-    log.info("Training %s: %d steps each at batch size %d", ", ".join(arms), steps, batch_size)
-    times = timing.measure_interleaved(
-        {name: arm.step for name, arm in arms.items()},
-        rounds=steps,
-        warmup=WARMUP_STEPS,
-        device=device,
-        seed=seed,
-    )
-    scores = {
-        name: evaluation.evaluate(arm.predictor(), val, max_images=max_images)
-        for name, arm in arms.items()
+    dtypes = precisions(device)
+    log.info("Training %s: %d steps each at batch size %d", ", ".join(dtypes), steps, batch_size)
+    peaks = {
+        name: peak_memory(functools.partial(make_arm, dtypes[name]), device) for name in dtypes
     }
+    arms = {name: make_arm(dtype) for name, dtype in dtypes.items()}
+    turns = {name: arm.step for name, arm in arms.items()}
+    times = timing.measure_interleaved(
+        turns, rounds=steps, warmup=WARMUP_STEPS, device=device, seed=seed
+    )
     fp32, amp = list(arms)[:2]
+    inputs = [loaded.path, train.annotation_file, val.annotation_file]
     report = {
-        **artifacts.provenance(
-            "amp_comparison",
-            str(device),
-            [loaded.path, train.annotation_file, val.annotation_file],
-        ),
+        **artifacts.provenance("amp_comparison", str(device), inputs),
         "architecture": loaded.architecture,
         "steps": steps + WARMUP_STEPS,
         "timed_steps": steps,
@@ -103,29 +88,42 @@ def compare_training(
         "learning_rate": learning_rate,
         "tf32": False,
         "memory_kind": peaks[fp32].kind,
-        "evaluated_images": scores[fp32]["images"],
+        "evaluated_images": min(max_images, len(val.records)),
         "arms": [
             {
                 "name": name,
                 "step_ms": timing.summarise(times[name]),
-                "peak_memory_mib": peaks[name].mib,
-                "final_loss": arm.final_loss(FINAL_LOSS_STEPS),
-                "map": scores[name]["map"],
-                "map_50": scores[name]["map_50"],
                 "speedup": timing.ratio_with_ci(times[fp32], times[name], seed),
-                "loss": arm.losses(),
-                "skipped_steps": arm.skipped_steps(),
+                "peak_memory_mib": peaks[name].mib,
+                **_outcome(arm, val, max_images),
             }
             for name, arm in arms.items()
         ],
-        "compared": [fp32, amp],
         "speedup": timing.ratio_with_ci(times[fp32], times[amp], seed),
     }
+    _save(report, times[fp32], times[amp], output)
+
+
+def _outcome(arm: "TrainingArm", val: "CocoSplit", max_images: int) -> dict[str, Any]:
+    """What an arm has learnt: its losses, and mAP of its weights in FP32."""
+    scores = evaluation.evaluate(arm.predictor(), val, max_images=max_images)
+    return {
+        "final_loss": arm.final_loss(FINAL_LOSS_STEPS),
+        "map": scores["map"],
+        "map_50": scores["map_50"],
+        "loss": arm.losses(),
+        "skipped_steps": arm.skipped_steps(),
+    }
+
+
+def _save(
+    report: dict[str, Any], fp32_times: "np.ndarray", amp_times: "np.ndarray", output: Path
+) -> None:
     report["reading"] = read_result(report)
     _log_arms(report)
     report_path, picture = output / "amp_comparison.json", output / "optimization_comparison.png"
     artifacts.write_json(report_path, report)
-    plot_optimization_results(times[fp32], times[amp], picture)
+    plot_optimization_results(fp32_times, amp_times, picture)
     cli.finished([report_path, picture], "python phase2_optimization/benchmark_inference.py")
 
 

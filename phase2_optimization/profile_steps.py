@@ -1,5 +1,6 @@
 """Steps to profile, their measurement by stage, and their trace."""
 
+import functools
 import gzip
 import itertools
 import json
@@ -7,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.profiler import ProfilerActivity
 from torchvision.transforms import v2
@@ -103,8 +103,9 @@ def measure_stages(
     The whole steps wait for the device at their ends only and go into `profiler` under `tag`.
 
     Returns:
-        `stages` [{name, ms, share}], the largest first; `step_ms` of the steps timed by stage;
-        and how many operations, copies and forced waits one step holds.
+        `stages` [{name, ms, share}], the largest first; `step_ms` of the steps timed by stage and
+        `free_step_ms` of the whole ones; their peak memory; and how many operations, copies and
+        forced waits one step holds.
     """
     free = StageClock(profiler.device, wait_at_stages=False)
     staged = StageClock(profiler.device)
@@ -119,16 +120,36 @@ def measure_stages(
         step(free)
     stage_ms = staged.mean_ms()
     total_ms = sum(stage_ms.values())
+    whole = profiler.summary()[tag]
     return {
         "stages": [
             {"name": name, "ms": ms, "share": ms / total_ms} for name, ms in stage_ms.items()
         ],
-        "step_ms": timing.summarise(np.asarray(staged.step_ms())),
+        "step_ms": timing.summarise(staged.step_ms()),
+        "free_step_ms": {key: whole[f"{key}_ms"] for key in ("p50", "p90", "p99", "mean")},
+        "peak_memory_mib": whole["peak_memory_mib"],
         "operations_per_step": counter.operations,
         "host_device_copies_per_step": counter.copies,
         "host_syncs_per_step": sum(counter.waits.values()),
         "host_syncs_by_operation": dict(counter.waits.most_common()),
     }
+
+
+def traceable(
+    model: torch.nn.Module,
+    steps_of: Mapping[str, Callable[[StageClock], None]],
+    device: torch.device,
+) -> dict[str, Callable[[], None]]:
+    """Each step as a function without arguments that labels its stages in a trace; the step named
+    "training" runs with the model in training mode."""
+
+    def run(name: str) -> None:
+        model.train(name == "training")
+        clock = StageClock(device, wait_at_stages=False)
+        with clock.watch(model), clock.step():
+            steps_of[name](clock)
+
+    return {name: functools.partial(run, name) for name in steps_of}
 
 
 def write_trace(
