@@ -19,9 +19,10 @@ STEP = @bash -ec 'printf "\n$$ python %s\n" "$$*"; "$$0" "$$@"; echo "(took $$SE
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
+# A second call keeps the trained model; a model of other data in outputs/ is never replaced.
 demo: $(VENV)/.installed
 	$(STEP) phase1_training/make_demo_data.py
-	$(STEP) phase1_training/train.py
+	$(STEP) phase1_training/train.py $(if $(wildcard outputs/models/last.pth),--resume)
 	$(STEP) phase2_optimization/benchmark_inference.py --batch-sizes 1,2,4 --num-iterations 10
 	$(STEP) phase2_optimization/mixed_precision.py
 	$(STEP) phase2_optimization/gpu_profiler.py
