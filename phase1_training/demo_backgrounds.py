@@ -341,7 +341,7 @@ def _prop(rng: np.random.Generator, width: int, height: int, horizon: int) -> Pr
     """A lamp post, a bush or a planter on the edge of the road or in the foreground."""
     share = ROAD_TOP - 0.01 if rng.uniform() < 0.4 else rng.uniform(ROAD_BOTTOM, 0.97)
     foot_y = horizon + share * (height - horizon)
-    size = round(height * (0.09 + 0.26 * share))  # as tall as a person there
+    size = round(height * (0.125 + 0.22 * share))  # as tall as a person there
     kind = int(rng.integers(3))
     rows, columns = (2 * size, size) if kind == 0 else (size, size)
     sprite = np.zeros((rows, columns, 4), np.uint8)

@@ -19,7 +19,9 @@ from phase1_training.demo_backgrounds import (
 )
 from phase1_training.demo_sprites import CATEGORIES, Category, Look, draw, random_look
 
-MIN_VISIBILITY = 0.25  # objects of which less is seen are left out of the ground truth
+# An object is annotated when this share of it is inside the frame, and this share of the part
+# inside is not hidden.
+MIN_INSIDE, MIN_UNHIDDEN = 0.15, 0.25
 SOLID = 127  # alpha above which a pixel belongs to the object
 
 # Where each class can stand (share of the ground's depth) and its speed in own heights per frame
@@ -87,7 +89,7 @@ def random_camera(rng: np.random.Generator) -> Camera:
 
 def object_height(category: Category, depth: float, frame_height: int) -> float:
     """Height in pixels of an object of this class standing at this depth."""
-    return frame_height * (0.09 + 0.26 * depth) * category.relative_height
+    return frame_height * (0.125 + 0.22 * depth) * category.relative_height
 
 
 def render(
@@ -96,13 +98,13 @@ def render(
     """Draws one frame, far things first.
 
     Returns:
-        the frame, uint8 (height, width, 3) BGR, and the annotations of all objects of which at
-        least MIN_VISIBILITY is seen, in the order of `actors`.
+        the frame, uint8 (height, width, 3) BGR, and the annotations of the objects of which
+        enough is seen (MIN_INSIDE, MIN_UNHIDDEN), in the order of `actors`.
     """
     frame = background.image.copy()
     height, width = frame.shape[:2]
     owner = np.zeros((height, width), np.uint8)  # 1 + index of the actor seen at each pixel
-    extents: dict[int, tuple[tuple[int, int, int, int], int]] = {}
+    extents: dict[int, tuple[tuple[int, int, int, int], int, int]] = {}
     ground = height - background.horizon
     layers: list[tuple[float, int, Prop | None]] = [(p.foot_y, -1, p) for p in background.props]
     layers += [(background.horizon + a.depth * ground, i, None) for i, a in enumerate(actors)]
@@ -120,19 +122,19 @@ def render(
         left, top = column - round(anchor_x), row - round(anchor_y)
         solid = sprite[..., 3] > SOLID
         x, y, w, h = cv2.boundingRect(solid.astype(np.uint8))
-        extents[index] = ((left + x, top + y, w, h), int(solid.sum()))
+        inside = solid[max(0, -top) : height - top, max(0, -left) : max(0, width - left)]
+        extents[index] = ((left + x, top + y, w, h), int(solid.sum()), int(inside.sum()))
         _shadow(frame, (actor.x, foot_y), 0.46 * w, 0.055 * size)
         _paste(frame, owner, sprite, left, top, index + 1)
     seen = np.bincount(owner.ravel(), minlength=len(actors) + 1)
     annotations = []
     for index, actor in enumerate(actors):
-        extent, pixels = extents[index]
-        visibility = int(seen[index + 1]) / pixels
-        if visibility >= MIN_VISIBILITY:
+        extent, pixels, inside_pixels = extents[index]
+        area = int(seen[index + 1])
+        if inside_pixels >= MIN_INSIDE * pixels and area >= max(1, MIN_UNHIDDEN * inside_pixels):
             box = clip(extent, width, height)
-            annotations.append(
-                Annotation(actor.track_id, actor.category.id, box, visibility, int(seen[index + 1]))
-            )
+            visibility = area / pixels
+            annotations.append(Annotation(actor.track_id, actor.category.id, box, visibility, area))
     return _expose(frame, camera, rng), annotations
 
 
@@ -237,19 +239,20 @@ class Slot:
     depths: tuple[float, float]
     facing: int  # 0: either way
     pace: float = 1.0  # relative to SPEEDS
+    pause: tuple[int, int] = (4, 26)  # frames between one individual and the next
 
 
 def _slots() -> tuple[Slot, ...]:
     person, car, bus, dog = CATEGORIES
     return (
-        Slot(person, (0.05, 0.09), 0, pace=0.6),  # so far back that a bus leaves the head free
-        Slot(person, (ROAD_BOTTOM + 0.02, 0.72), 0),
-        Slot(person, (0.77, 0.83), 0),
-        Slot(person, (0.90, 0.97), 0),
-        Slot(bus, (0.33, 0.36), -1),
+        Slot(person, (ROAD_BOTTOM + 0.02, 0.72), 1),
+        Slot(person, (0.77, 0.83), -1, pace=0.9),
+        Slot(person, (0.90, 0.97), 1, pace=1.25),
+        Slot(bus, (0.33, 0.36), -1, pause=(50, 90)),
         Slot(car, (0.38, 0.41), -1),
         Slot(car, (0.55, 0.60), 1),
-        Slot(dog, (0.76, 0.92), 0),
+        Slot(dog, (0.66, 0.71), 0),
+        Slot(dog, (0.84, 0.94), 0),
     )
 
 
@@ -281,7 +284,7 @@ class VideoScene:
                     self.actors[index] = self._enter(slot)
             elif self._move(actor):
                 self.actors[index] = None
-                self.waiting[index] = int(self.rng.integers(4, 26))
+                self.waiting[index] = int(self.rng.integers(*slot.pause))
         return frame, annotations
 
     def _new_actor(self, slot: Slot) -> Actor:

@@ -9,10 +9,10 @@ other kinds of places than the training pictures, the video another one again. T
 give the same bytes, and data that is already there is not made twice.
 
 Ground truth: a box encloses the whole silhouette of an object, hidden parts included, clipped to
-the picture. Objects of which less than a quarter is seen (hidden or outside) are left out of that
-picture. Class ids are those of COCO (1, 3, 6, 18), so they have gaps. The rows of
-demo_video_gt.txt are MOTChallenge's: frame from 1, track id, left, top, width, height (pixels,
-from 0), 1, class id, visibility.
+the picture. Objects of which less than 15% is inside the picture, or less than a quarter of that
+part is not hidden, are left out of it. Class ids are those of COCO (1, 3, 6, 18), so they have
+gaps. The rows of demo_video_gt.txt are MOTChallenge's: frame from 1, track id, left, top, width,
+height (pixels, from 0), 1, class id, visibility (the share of the object that is seen).
 """
 
 import argparse

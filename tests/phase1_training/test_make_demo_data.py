@@ -86,7 +86,7 @@ def test_annotations_are_valid_coco(demo, split, count):
             assert x + w <= record["width"]
             assert y + h <= record["height"]
             assert 0 < item["area"] <= w * h
-            assert 0.25 <= item["visibility"] <= 1
+            assert 0.15 * 0.25 <= item["visibility"] <= 1
             assert item["iscrowd"] == 0
 
 
@@ -126,7 +126,7 @@ def test_video_and_its_tracks_agree(demo):
         assert top + height <= 432
         assert min(width, height) > 0
         assert considered == 1
-        assert 0.25 <= visibility <= 1
+        assert 0.15 * 0.25 <= visibility <= 1
         classes.setdefault(track_id, set()).add(class_id)
     assert all(len(kinds) == 1 for kinds in classes.values())
     assert set.union(*classes.values()) <= {1, 3, 6, 18}
