@@ -1,5 +1,6 @@
 """COCO-format data as torchvision detectors take it: checked splits, decoded images, a Dataset."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +31,6 @@ __all__ = [
     "parse_split",
     "read_image",
 ]
-
-MAX_IMAGE_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 
 
 def load_split(data_path: Path, split: str) -> CocoSplit:
@@ -76,7 +75,7 @@ def hold_out(split: CocoSplit, fraction: float, seed: int) -> tuple[CocoSplit, C
     """Splits off a seeded random share of the images for validation, at least one on each side."""
     if len(split.records) < 2:
         raise UserError(split.annotation_file, "one image only", "add images or a val file")
-    order = np.random.default_rng(seed).permutation(len(split.records))
+    order = np.random.default_rng(seed % 2**32).permutation(len(split.records))
     count = min(max(1, round(fraction * len(order))), len(order) - 1)
     held = set(order[:count].tolist())
     train = tuple(record for i, record in enumerate(split.records) if i not in held)
@@ -98,32 +97,28 @@ def read_image(path: Path, expected_size: tuple[int, int] | None = None) -> np.n
     """
     from PIL import Image, ImageOps
 
+    if not os.path.isfile(path):  # a folder, or a pipe that reading would wait for
+        raise UserError(path, "no such image", "add it or remove it from the annotations")
     try:
-        with Image.open(path) as image:
-            stored_size = image.size
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                raise UserError(path, f"{image.width}x{image.height} is too large", "downscale it")
+        with Image.open(path) as image:  # refuses decompression bombs
             upright = ImageOps.exif_transpose(image)
-            if expected_size not in (None, upright.size) and expected_size == stored_size:
-                upright = image
-            pixels = np.array(_to_8_bit(upright).convert("RGB"))
-    except FileNotFoundError:
-        raise UserError(path, "no such image", "add it or remove it from the annotations") from None
+            as_annotated = image if expected_size == image.size != upright.size else upright
+            pixels = np.array(_to_8_bit(as_annotated).convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(path, f"cannot be decoded ({error})", "replace the image") from None
     if expected_size not in (None, (pixels.shape[1], pixels.shape[0])):
         found = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        what = f"is {found}, the annotations say {expected_size[0]}x{expected_size[1]}"  # type: ignore[index]
+        what = f"is {found}, the annotations say {expected_size[0]}x{expected_size[1]}"
         raise UserError(path, what, "correct width and height in the annotations")
     return pixels
 
 
 def _to_8_bit(image: Any) -> Any:
     """16-bit grey images keep their upper byte; Pillow's own conversion would clip to white."""
-    if image.mode.startswith("I;16"):
+    if image.mode == "I" or image.mode.startswith("I;16"):  # older Pillows say I for 16 bits too
         from PIL import Image
 
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return image
 
 

@@ -6,9 +6,11 @@ refuse a file that would crash a training or silently spoil it.
 """
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -16,6 +18,9 @@ from common import artifacts, paths
 from common.cli import UserError
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation")}
+MAX_IMAGE_SIDE = 1_000_000  # pixels; float32 tells coordinates 1/16 apart up to there
+MIN_BOX_SIDE = 0.1  # pixels; thinner boxes lose their area to float32 when resized or flipped
+PROBED_IMAGES = 10  # looked for in each folder that may hold the images
 
 
 class MissingSplitError(UserError):
@@ -122,8 +127,8 @@ def find_annotations(data_path: Path, split: str) -> Path:
     raise MissingSplitError(data_path, f"no {split} annotations", f"add {expected} in COCO format")
 
 
-def _find_image_root(data_path: Path, annotation_file: Path, first_file_name: str) -> Path:
-    """The folder file names are relative to: the first candidate that holds the first image."""
+def _find_image_root(data_path: Path, annotation_file: Path, file_names: Sequence[str]) -> Path:
+    """The folder file names are relative to: the first candidate that holds one of the images."""
     split_name = annotation_file.stem.removeprefix("instances_")
     candidates = [
         data_path / "images",
@@ -132,9 +137,10 @@ def _find_image_root(data_path: Path, annotation_file: Path, first_file_name: st
         annotation_file.parent,
         data_path,
     ]
-    for folder in candidates:
-        if (folder / first_file_name).is_file():
-            return folder
+    for file_name in file_names[:PROBED_IMAGES]:
+        for folder in candidates:
+            if os.path.isfile(folder / file_name):
+                return folder
     return next((folder for folder in candidates if folder.is_dir()), data_path)
 
 
@@ -163,12 +169,12 @@ def parse_split(data_path: Path, split: str) -> tuple[CocoSplit | None, list[Pro
     categories = _parse_categories(content["categories"], findings)
     images = _parse_images(content["images"], findings)
     grouped = _group_annotations(content["annotations"], images, categories, findings)
-    first = str(content["images"][0].get("file_name", ""))
-    root = _find_image_root(data_path, annotation_file, first).resolve()
+    file_names = [image["file_name"] for image in images.values()]
+    root = _find_image_root(data_path, annotation_file, file_names).resolve()
     labels = {category_id: index + 1 for index, category_id in enumerate(categories)}
     records = []
     for image_id, image in images.items():
-        path = (root / image["file_name"]).resolve()
+        path = Path(os.path.realpath(root / image["file_name"]))
         if not path.is_relative_to(root):
             findings.error(
                 "path", f"file_name {image['file_name']!r} leaves the image folder", image
@@ -184,7 +190,8 @@ def parse_split(data_path: Path, split: str) -> tuple[CocoSplit | None, list[Pro
 
 
 def _parse_categories(entries: list[dict], findings: _Findings) -> dict[int, str]:
-    """Category id -> name, in the order of the ids."""
+    """Category id -> name, in the order of the ids. Names are unique: a repeated one is told
+    apart by its id (several exporters name a class like the group it belongs to)."""
     categories: dict[int, str] = {}
     for entry in entries:
         category_id, name = entry.get("id"), entry.get("name")
@@ -194,7 +201,12 @@ def _parse_categories(entries: list[dict], findings: _Findings) -> dict[int, str
             findings.error("category", f"category id {category_id} appears twice")
         else:
             if name in categories.values():
-                findings.warning("category", f"two categories are called {name!r}")
+                unique = f"{name} ({category_id})"
+                while unique in categories.values():
+                    unique += f" ({category_id})"
+                what = f"two categories are called {name!r}; one is shown as {unique!r}"
+                findings.warning("category", what)
+                name = unique
             categories[category_id] = name
     if not categories:
         findings.error("category", '"categories" has no usable entry')
@@ -212,8 +224,9 @@ def _parse_images(entries: list[dict], findings: _Findings) -> dict[int, dict]:
             findings.error("image", f"image id {image['id']} appears twice", image)
         elif not isinstance(name, str) or not _is_safe_name(name):
             findings.error("path", f"file_name {name!r:.80} is not a path inside the data", image)
-        elif not all(_is_int(image.get(key)) and image[key] > 0 for key in ("width", "height")):
-            findings.error("image", f"image {name} has no positive width and height", image)
+        elif not all(_is_side(image.get(key)) for key in ("width", "height")):
+            message = f"image {name}: width and height are not positive whole numbers"
+            findings.error("image", message, image)
         else:
             if name in file_names:
                 findings.warning("image", f"{name} is listed under two image ids", image)
@@ -222,12 +235,20 @@ def _parse_images(entries: list[dict], findings: _Findings) -> dict[int, dict]:
     return images
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_side(value: Any) -> bool:
+    return _is_int(value) and 0 < value <= MAX_IMAGE_SIDE
+
+
 def _is_safe_name(name: str) -> bool:
-    """A relative path without `..`, drive letters or NUL bytes."""
+    """A relative path without `..`, drive letters, NUL bytes or what no file system can store."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     return (
         bool(name)
@@ -247,19 +268,20 @@ def _group_annotations(
     grouped: dict[int, list[dict]] = {}
     seen: set[int] = set()
     for annotation in entries:
-        annotation_id = annotation.get("id")
-        what = f"annotation {annotation_id}"
-        image = images.get(annotation.get("image_id"))  # type: ignore[arg-type]
+        annotation_id = _id(annotation)
+        what = f"annotation {annotation.get('id')!r:.40}"
+        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+        image = images.get(image_id) if _is_finite(image_id) else None  # type: ignore[arg-type]
         if annotation_id in seen:
             findings.warning("annotation", f"{what}: the id appears twice", image, annotation)
-        seen.add(annotation_id)  # type: ignore[arg-type]
+        if annotation_id is not None:
+            seen.add(annotation_id)
         box = annotation.get("bbox")
         if image is None:
-            unknown = annotation.get("image_id")
-            findings.error("annotation", f"{what}: no image has the id {unknown}", None, annotation)
-        elif annotation.get("category_id") not in categories:
-            unknown = annotation.get("category_id")
-            message = f"{what}: category id {unknown} is not among the categories"
+            message = f"{what}: no image has the id {image_id!r:.40}"
+            findings.error("annotation", message, None, annotation)
+        elif not _is_finite(category_id) or category_id not in categories:
+            message = f"{what}: category id {category_id!r:.40} is not among the categories"
             findings.error("annotation", message, image, annotation)
         elif not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
             message = f"{what}: bbox {box!r:.60} is not four finite numbers"
@@ -270,24 +292,26 @@ def _group_annotations(
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """A number that a float can hold."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return _is_int(value) and abs(value) < 2**1023
 
 
 def _record(
     image: dict, path: Path, annotations: list[dict], labels: dict[int, int], findings: _Findings
 ) -> ImageRecord:
-    """Turns xywh into clipped xyxy boxes; boxes without area inside the image are left out."""
+    """Turns xywh into xyxy boxes clipped to the image; what then has no area is left out."""
     width, height = image["width"], image["height"]
     boxes, kept = [], []
     for annotation in annotations:
         x, y, w, h = annotation["bbox"]
-        what = f"annotation {annotation.get('id')}: box {annotation['bbox']}"
+        what = f"annotation {annotation.get('id')!r:.40}: box {annotation['bbox']!r:.80}"
         x1, y1 = max(x, 0.0), max(y, 0.0)
         x2, y2 = min(x + w, float(width)), min(y + h, float(height))
-        if w <= 0 or h <= 0:
-            findings.warning("box", f"{what} has no area; left out", image, annotation)
-        elif x2 <= x1 or y2 <= y1:
-            findings.warning("box", f"{what} lies outside the image; left out", image, annotation)
+        if x2 - x1 < MIN_BOX_SIDE or y2 - y1 < MIN_BOX_SIDE:
+            message = f"{what} has no area inside the image; left out"
+            findings.warning("box", message, image, annotation)
         else:
             if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
                 hint = "clipped (is it x1,y1,x2,y2 instead of x,y,width,height?)"
@@ -296,7 +320,7 @@ def _record(
             kept.append(annotation)
     boxes_xyxy = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     box_areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1)
-    annotated = [annotation.get("area") for annotation in kept]
+    annotated = [_area(entry.get("area"), box) for entry, box in zip(kept, box_areas, strict=True)]
     return ImageRecord(
         image_id=image["id"],
         path=path,
@@ -304,12 +328,13 @@ def _record(
         height=height,
         boxes_xyxy=boxes_xyxy,
         labels=np.array([labels[entry["category_id"]] for entry in kept], dtype=np.int64),
-        is_crowd=np.array([bool(entry.get("iscrowd", 0)) for entry in kept], dtype=bool),
-        areas=np.array(
-            [
-                given if _is_finite(given) and given > 0 else box_area
-                for given, box_area in zip(annotated, box_areas, strict=True)
-            ],
-            dtype=np.float32,
-        ),
+        is_crowd=np.array([entry.get("iscrowd", 0) == 1 for entry in kept], dtype=bool),
+        areas=np.array(annotated, dtype=np.float32),
     )
+
+
+def _area(annotated: Any, box_area: float) -> float:
+    """The annotated area (of a mask, as a rule) where it can be one, else that of the box."""
+    if not _is_finite(annotated) or not 0 < annotated <= MAX_IMAGE_SIDE**2:
+        return box_area
+    return annotated

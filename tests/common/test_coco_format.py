@@ -1,0 +1,418 @@
+"""Annotation files: every one gives either a usable split or named problems, never a crash."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+
+from common.cli import UserError
+from common.coco import load_split
+from common.coco_format import MIN_BOX_SIDE, MissingSplitError, find_annotations, parse_split
+from tests.coco_data import CATEGORIES, annotation, image, write_annotations
+
+INF, NAN = math.inf, math.nan
+
+
+def problems_of(folder, split="train"):
+    return parse_split(folder, split)[1]
+
+
+def only_record(folder):
+    (record,) = load_split(folder, "train").records
+    return record
+
+
+# --- what is read -----------------------------------------------------------------------------
+
+
+def test_category_ids_with_gaps_become_labels_from_one_in_the_order_of_the_ids(tmp_path):
+    categories = [{"id": 90, "name": "z"}, {"id": 0, "name": "zero"}, {"id": 5, "name": "five"}]
+    boxes = [
+        annotation([0, 0, 5, 5], number, category_id=category_id)
+        for number, category_id in enumerate((90, 5, 0, 90))
+    ]
+    split = load_split(write_annotations(tmp_path, *boxes, categories=categories), "train")
+    assert split.category_ids == (0, 5, 90)
+    assert split.class_names == ("zero", "five", "z")
+    assert split.records[0].labels.tolist() == [3, 2, 1, 3]
+    assert split.records[0].labels.dtype == np.int64
+
+
+def test_images_without_boxes_and_crowds_are_kept(tmp_path):
+    crowd = annotation([1, 2, 3, 4], iscrowd=1, area=7.5)
+    plain = annotation([2, 2, 4, 4], 2)
+    images = [image(1), image(2, "b.png")]
+    split = load_split(write_annotations(tmp_path, crowd, plain, images=images), "train")
+    first, second = split.records
+    assert first.is_crowd.tolist() == [True, False]
+    assert first.areas.tolist() == [7.5, 16]  # as annotated, and the box's where it is missing
+    assert first.boxes_xyxy.tolist() == [[1, 2, 4, 6], [2, 2, 6, 6]]
+    assert second.boxes_xyxy.shape == (0, 4)
+    assert (second.boxes_xyxy.dtype, second.labels.dtype) == (np.float32, np.int64)
+
+
+@pytest.mark.parametrize("area", [None, "12", -1, 0, NAN, INF, 1e300, 10**400, True, [4]])
+def test_an_impossible_area_is_replaced_by_the_area_of_the_box(tmp_path, area):
+    assert only_record(write_annotations(tmp_path, annotation([1, 1, 4, 5], area=area))).areas == 20
+
+
+@pytest.mark.parametrize(
+    ("bbox", "expected", "warned"),
+    [
+        ([0, 0, 40, 30], [0, 0, 40, 30], False),
+        ([-0.5, -0.5, 10, 10], [0, 0, 9.5, 9.5], False),  # rounding of some annotation tools
+        ([-5, 3, 10, 10], [0, 3, 5, 13], True),
+        ([35, 25, 10, 10], [35, 25, 40, 30], True),
+        ([20, 10, 38, 28], [20, 10, 40, 30], True),  # x1, y1, x2, y2 in place of w, h
+        ([0, 0, 1e308, 1e308], [0, 0, 40, 30], True),
+        ([1e308, 0, 1e308, 5], None, True),
+        ([5, 5, 0, 5], None, True),
+        ([5, 5, 5, -3], None, True),
+        ([50, 5, 5, 5], None, True),
+        ([-9, 5, 9, 5], None, True),
+        ([30, 5, 1e-9, 5], None, True),  # x2 > x1 in float64, equal in float32
+        ([-9.95, 5, 10, 5], None, True),  # 0.05 px of it are inside
+    ],
+)
+def test_boxes_are_clipped_to_the_image_or_left_out(tmp_path, bbox, expected, warned):
+    folder = write_annotations(tmp_path, annotation(bbox, 41))
+    boxes = only_record(folder).boxes_xyxy
+    assert boxes.tolist() == ([] if expected is None else [expected])
+    found = problems_of(folder)
+    assert [(p.kind, p.severity, p.annotation_id) for p in found] == [("box", "warning", 41)] * (
+        1 if warned else 0
+    )
+
+
+def test_every_box_that_is_kept_survives_resize_and_flip_in_float32(tmp_path):
+    thin = annotation([39_000.013, 7, 1.01 * MIN_BOX_SIDE, 5])
+    folder = write_annotations(tmp_path, thin, images=[image(width=40_000)])
+    x1, _, x2, _ = only_record(folder).boxes_xyxy[0]
+    scale = np.float32(0.01)
+    assert x2 * scale > x1 * scale
+    assert np.float32(40_000) - x1 > np.float32(40_000) - x2
+
+
+def test_two_categories_of_one_name_stay_apart(tmp_path):
+    categories = [{"id": number, "name": "car"} for number in (1, 2)]
+    folder = write_annotations(tmp_path, categories=categories)
+    assert load_split(folder, "train").class_names == ("car", "car (2)")
+    assert ("category", "warning") in {(p.kind, p.severity) for p in problems_of(folder)}
+
+
+def test_an_annotation_id_of_zero_and_missing_ids_are_fine(tmp_path):
+    without_id = annotation([1, 1, 5, 5])
+    del without_id["id"]
+    folder = write_annotations(tmp_path, annotation([0, 0, 5, 5], 0), without_id, without_id)
+    assert len(only_record(folder).labels) == 3
+    assert problems_of(folder) == []
+
+
+def test_names_with_spaces_unicode_and_signs_are_read(tmp_path):
+    names = ["ein Bild.png", "图像.png", "100%.png", "-x.png", "sub/dir/a.png", ".hidden"]
+    images = [image(number, name) for number, name in enumerate(names)]
+    (tmp_path / "images").mkdir()
+    split = load_split(write_annotations(tmp_path, images=images), "train")
+    root = (tmp_path / "images").resolve()
+    assert [record.path.relative_to(root).as_posix() for record in split.records] == names
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+WRONG_BOXES = [
+    None, "1,2,3,4", [], [1, 2, 3], [1, 2, 3, 4, 5], ["1", "2", "3", "4"], [1, 2, None, 4],
+    [NAN, 0, 5, 5], [0, 0, INF, 5], [-INF, 0, 5, 5], [True, 0, 5, 5], {"x": 1}, [[1, 2, 3, 4]],
+    [10**400, 0, 5, 5],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bbox", WRONG_BOXES, ids=repr)
+def test_a_box_that_is_not_four_finite_numbers_is_an_error(tmp_path, bbox):
+    folder = write_annotations(tmp_path, annotation([0, 0, 5, 5], 1), annotation(bbox, 17))
+    (problem,) = problems_of(folder)
+    assert (problem.kind, problem.severity) == ("box", "error")
+    assert (problem.image, problem.annotation_id) == ("a.png", 17)
+    with pytest.raises(UserError, match=r"instances_train.json: annotation 17: bbox .*check_data"):
+        load_split(folder, "train")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd", "a/../../b.png", "/etc/passwd", "C:\\a.png", "C:a.png", "\\\\host\\a",
+        "..\\a.png", "a\0.png", "", "\ud800.png", None, 5, ["a.png"],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_file_name_that_is_no_path_inside_the_data_is_an_error(tmp_path, name):
+    folder = write_annotations(tmp_path, images=[image(file_name=name)])
+    assert ("path", "error") in {(p.kind, p.severity) for p in problems_of(folder)}
+
+
+def test_a_link_out_of_the_image_folder_is_an_error(tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"")
+    folder = write_annotations(tmp_path / "data")
+    (folder / "images").mkdir()
+    (folder / "images" / "a.png").symlink_to(tmp_path / "secret.png")
+    assert ("path", "error") in {(p.kind, p.severity) for p in problems_of(folder)}
+
+
+def test_a_linked_image_folder_and_a_looping_link_are_no_crash(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.png").write_bytes(b"")
+    folder = write_annotations(tmp_path / "data", images=[image(1), image(2, "loop.png")])
+    (folder / "images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop.png").symlink_to("loop.png")
+    first, _ = load_split(folder, "train").records
+    assert first.path == (tmp_path / "elsewhere" / "a.png").resolve()
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"images": [image(), image()]}, "image"),
+        ({"images": [image(image_id="1")]}, "image"),
+        ({"images": [image(image_id=True)]}, "image"),
+        ({"images": [image(width=0)]}, "image"),
+        ({"images": [image(width=-40)]}, "image"),
+        ({"images": [image(width=40.5)]}, "image"),
+        ({"images": [image(height=None)]}, "image"),
+        ({"images": [image(height=10**400)]}, "image"),
+        ({"images": []}, "structure"),
+        ({"images": ["a.png"]}, "structure"),
+        ({"categories": []}, "category"),
+        ({"categories": [{"id": 1}]}, "category"),
+        ({"categories": [{"id": "1", "name": "a"}]}, "category"),
+        ({"categories": [*CATEGORIES, {"id": 3, "name": "again"}]}, "category"),
+    ],
+    ids=repr,
+)
+def test_wrong_images_and_categories_are_errors(tmp_path, change, kind):
+    folder = write_annotations(tmp_path, **change)
+    assert (kind, "error") in {(p.kind, p.severity) for p in problems_of(folder)}
+    with pytest.raises(UserError):
+        load_split(folder, "train")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"image_id": 99}, {"image_id": None}, {"image_id": [1]}, {"image_id": {}}, {"image_id": True}]
+    + [{"category_id": value} for value in (99, 0, -1, None, "3", [3], {}, True)],
+    ids=repr,
+)
+def test_annotations_of_unknown_images_or_categories_are_errors(tmp_path, change):
+    folder = write_annotations(tmp_path, {**annotation([0, 0, 5, 5], 8), **change})
+    (problem,) = problems_of(folder)
+    assert (problem.kind, problem.severity) == ("annotation", "error")
+    assert problem.annotation_id == 8
+
+
+def test_repeated_annotation_ids_and_shared_files_are_warnings(tmp_path):
+    boxes = [annotation([0, 0, 5, 5], 4), annotation([9, 9, 5, 5], 4)]
+    folder = write_annotations(tmp_path, *boxes, images=[image(1), image(2)])
+    assert [(p.kind, p.severity) for p in problems_of(folder)] == [
+        ("image", "warning"),
+        ("annotation", "warning"),
+    ]
+    assert len(load_split(folder, "train").records[0].labels) == 2
+
+
+def test_no_annotation_at_all_is_a_warning(tmp_path):
+    (problem,) = problems_of(write_annotations(tmp_path))
+    assert (problem.kind, problem.severity) == ("no annotations", "warning")
+
+
+def test_the_error_counts_the_others(tmp_path):
+    boxes = [annotation(None, number) for number in range(4)]
+    with pytest.raises(UserError, match=r"annotation 0: .*\(and 3 more\)"):
+        load_split(write_annotations(tmp_path, *boxes), "train")
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("value", [None, {}, "x"])
+def test_each_missing_list_is_named(tmp_path, key, value):
+    path = write_annotations(tmp_path) / "annotations" / "instances_train.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    split, (problem,) = parse_split(tmp_path, "train")
+    assert split is None
+    assert f'"{key}"' in problem.message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"[]", b"7", b"{", b"\x00\x01\x02", '{"a": "é"}'.encode("latin-1"),
+        '{"images": []}'.encode("utf-16"), b"[" * 100_000, b'{"images":' * 100_000,
+        b'{"a": ' + b"9" * 5000 + b"}",
+    ],
+    ids=["empty", "list", "number", "cut", "binary", "latin-1", "utf-16", "deep list",
+         "deep object", "long number"],
+)  # fmt: skip
+def test_a_file_that_is_no_json_object_is_one_line_naming_it(tmp_path, content):
+    path = tmp_path / "train.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        load_split(tmp_path, "train")
+    assert str(raised.value).startswith(f"{path}: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path):
+    path = write_annotations(tmp_path) / "annotations" / "instances_train.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(load_split(tmp_path, "train").records) == 1
+
+
+def test_a_folder_in_place_of_the_file_is_one_line(tmp_path):
+    (tmp_path / "annotations" / "instances_train.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"instances_train\.json"):
+        load_split(tmp_path, "train")
+
+
+# --- finding the files ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("annotations/instances_train2017.json", "train2017/a.png"),
+        ("annotations/instances_train2017.json", "images/train2017/a.png"),
+        ("annotations/instances_train.json", "images/a.png"),
+        ("annotations/train.json", "images/train/a.png"),
+        ("train/_annotations.coco.json", "train/a.png"),  # Roboflow
+        ("train.json", "a.png"),
+    ],
+)
+def test_the_usual_layouts_are_understood(tmp_path, layout):
+    source = write_annotations(tmp_path / "source")
+    annotation_file, image_file = (tmp_path / "data" / name for name in layout)
+    for path in (annotation_file, image_file):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    annotation_file.write_bytes((source / "annotations" / "instances_train.json").read_bytes())
+    split = load_split(tmp_path / "data", "train")
+    assert split.annotation_file == annotation_file
+    assert split.records[0].path == image_file.resolve()
+
+
+def test_the_image_folder_is_found_when_the_first_image_is_missing(tmp_path):
+    folder = write_annotations(tmp_path, images=[image(1, "lost.png"), image(2, "b.png")])
+    (folder / "images").mkdir()
+    (folder / "train").mkdir()
+    (folder / "train" / "b.png").write_bytes(b"")
+    assert load_split(folder, "train").records[1].path == (folder / "train" / "b.png").resolve()
+
+
+def test_a_very_long_file_name_is_no_crash(tmp_path):
+    folder = write_annotations(tmp_path, images=[image(file_name="x" * 5000)])
+    assert len(load_split(folder, "train").records) == 1
+
+
+def test_roboflow_calls_validation_valid(tmp_path):
+    path = tmp_path / "valid" / "_annotations.coco.json"
+    path.parent.mkdir()
+    path.write_text("{}")
+    assert find_annotations(tmp_path, "val") == path
+
+
+def test_several_files_of_a_split_are_not_guessed_between(tmp_path):
+    for split in ("train2014", "train2017"):
+        write_annotations(tmp_path, split=split)
+    with pytest.raises(UserError, match=r"instances_train2014.json, instances_train2017.json"):
+        find_annotations(tmp_path, "train")
+
+
+def test_a_missing_folder_and_a_missing_split_say_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="no such folder – give the folder"):
+        find_annotations(tmp_path / "none", "train")
+    with pytest.raises(MissingSplitError, match=r"no val .*instances_val.json"):
+        find_annotations(tmp_path, "val")
+
+
+# --- oracle and fuzz --------------------------------------------------------------------------
+
+
+def test_boxes_labels_and_counts_equal_those_of_pycocotools(tmp_path, capsys):
+    rng = np.random.default_rng(5)
+    categories = [{"id": int(i), "name": f"c{i}"} for i in rng.permutation(200)[:20]]
+    images = [image(int(i), f"{i}.png", 640, 480) for i in rng.permutation(10_000)[:60]]
+    boxes = []
+    for number in range(500):
+        x, y = rng.uniform(0, 500), rng.uniform(0, 400)
+        box = [x, y, rng.uniform(1, 640 - x), rng.uniform(1, 480 - y)]
+        picture = images[rng.integers(40)]  # twenty images stay without boxes
+        chosen = categories[rng.integers(20)]["id"]
+        crowd = {"iscrowd": int(rng.random() < 0.1), "area": box[2] * box[3] / 2}
+        boxes.append({**annotation(box, number, picture["id"]), "category_id": chosen, **crowd})
+    folder = write_annotations(tmp_path, *boxes, images=images, categories=categories)
+    split = load_split(folder, "train")
+    oracle = COCO(split.annotation_file)
+    assert sorted(oracle.getCatIds()) == list(split.category_ids)
+    assert [record.image_id for record in split.records] == [entry["id"] for entry in images]
+    for record in split.records:
+        theirs = oracle.loadAnns(oracle.getAnnIds(record.image_id))
+        xywh = np.array([entry["bbox"] for entry in theirs]).reshape(-1, 4)
+        expected = np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+        np.testing.assert_allclose(record.boxes_xyxy, expected, rtol=0, atol=1e-4)
+        ids = [split.category_ids[label - 1] for label in record.labels]
+        assert ids == [entry["category_id"] for entry in theirs]
+        assert record.is_crowd.tolist() == [bool(entry["iscrowd"]) for entry in theirs]
+        np.testing.assert_allclose(record.areas, [entry["area"] for entry in theirs], rtol=1e-6)
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.sampled_from([1, 2, 3, 10**400, -(10**400), "a.png", "..", "\ud800", INF, NAN])
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def objects(*keys):
+    """Objects with some of the keys, whose values are right, wrong or of another kind."""
+    return st.fixed_dictionaries({}, optional=dict.fromkeys(keys, VALUES)) | VALUES
+
+
+FILES = st.fixed_dictionaries(
+    {},
+    optional={
+        "images": st.lists(
+            objects("id", "file_name", "width", "height") | st.just(image()), max_size=4
+        ),
+        "annotations": st.lists(
+            objects("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+            | st.builds(annotation, st.lists(st.floats() | st.integers(), min_size=4, max_size=4)),
+            max_size=4,
+        ),
+        "categories": st.lists(objects("id", "name") | st.sampled_from(CATEGORIES), max_size=3),
+    },
+)
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@given(content=FILES)
+def test_any_json_gives_a_valid_split_or_a_user_error(tmp_path, content):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    try:
+        split = load_split(tmp_path, "train")
+    except UserError:
+        return
+    assert len(split.class_names) == len(set(split.class_names)) == len(split.category_ids) > 0
+    for record in split.records:
+        x1, y1, x2, y2 = record.boxes_xyxy.T
+        assert np.isfinite(record.boxes_xyxy).all()
+        assert ((x1 >= 0) & (y1 >= 0) & (x2 > x1) & (y2 > y1)).all()
+        assert ((x2 <= record.width) & (y2 <= record.height)).all()
+        assert np.isfinite(record.areas).all()
+        assert set(record.labels.tolist()) <= set(range(1, len(split.class_names) + 1))
+        assert record.path.is_relative_to(tmp_path.resolve())
