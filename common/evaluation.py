@@ -20,8 +20,8 @@ def evaluate(
     """COCO box mAP of a predictor on a split (crowd regions follow COCO's crowd rule).
 
     Returns:
-        `map` (mean over IoU 0.50:0.95), `map_50`, `map_75`, `per_class` {name: map or None when
-        the split holds no box of it} and `images`, the number evaluated.
+        `map` (mean over IoU 0.50:0.95), `map_50`, `map_75`, `per_class` {name: map} and `images`,
+        the number evaluated. A mean is None where there is no box (but crowd regions) to find.
     """
     records = split.records[:max_images]
     detections: list[Detections] = []
@@ -49,11 +49,10 @@ def coco_map(split: CocoSplit, detections: Sequence[Detections]) -> dict[str, An
         if np.isfinite((x1, y1, x2, y2, score)).all()
     ]
     per_class: dict[str, float | None] = dict.fromkeys(split.class_names)
-    if not truth["annotations"] or not results:
-        value = 0.0 if truth["annotations"] else None
-        present = {entry["category_id"] for entry in truth["annotations"]}
-        per_class.update({split.class_names[label - 1]: 0.0 for label in present})
-        means = dict.fromkeys(("map", "map_50", "map_75"), value)
+    wanted = {entry["category_id"] for entry in truth["annotations"] if not entry["iscrowd"]}
+    if not wanted or not results:
+        per_class.update({split.class_names[label - 1]: 0.0 for label in wanted})
+        means = dict.fromkeys(("map", "map_50", "map_75"), 0.0 if wanted else None)
         return {**means, "per_class": per_class, "images": len(detections)}
     ground_truth = COCO(truth)
     evaluator = COCOeval_faster(
@@ -79,7 +78,7 @@ def coco_map(split: CocoSplit, detections: Sequence[Detections]) -> dict[str, An
 def _ground_truth(split: CocoSplit, count: int) -> dict[str, list]:
     """The split as a COCO dictionary with contiguous ids. Annotation ids start at 1: COCO's
     evaluator takes the id 0 for "unmatched" and would lower a perfect score."""
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for image_index, record in enumerate(split.records[:count]):
         boxes = zip(
             record.boxes_xyxy.tolist(), record.labels, record.is_crowd, record.areas, strict=True
