@@ -31,7 +31,7 @@ ARCHITECTURES = (
 )
 WEIGHTS = ("coco", "imagenet", "none")
 SIZES = {  # architecture -> (min_size, max_size): short side aimed at, long side never exceeded
-    DEMO: (256, 512),
+    DEMO: (288, 512),
     "fasterrcnn_resnet50_fpn": (800, 1333),
     "fasterrcnn_resnet50_fpn_v2": (800, 1333),
     "fasterrcnn_mobilenet_v3_large_fpn": (800, 1333),
@@ -78,6 +78,16 @@ def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple
     )
 
 
+def input_size(architecture: str, min_size: int | None, max_size: int | None) -> tuple[int, int]:
+    """`min_size` and `max_size` of the resize, with the architecture's own in place of None."""
+    default_min, default_max = SIZES[architecture]
+    min_size = min_size or default_min
+    max_size = max_size or max(default_max, min_size)
+    if max_size < min_size:
+        raise UserError(f"--max-size {max_size}", f"below --min-size {min_size}", "raise it")
+    return min_size, max_size
+
+
 # --- building ---------------------------------------------------------------------------------
 
 
@@ -105,11 +115,7 @@ def build_model(
     if architecture not in ARCHITECTURES:
         allowed = ", ".join(ARCHITECTURES)
         raise UserError(f"--architecture {architecture}", "unknown", f"use one of {allowed}")
-    default_min, default_max = SIZES[architecture]
-    min_size = min_size or default_min
-    max_size = max_size or max(default_max, min_size)
-    if max_size < min_size:
-        raise UserError(f"--max-size {max_size}", f"below --min-size {min_size}", "raise it")
+    min_size, max_size = input_size(architecture, min_size, max_size)
     if architecture == DEMO:
         if weights != "none":
             raise UserError(f"--weights {weights}", "the demo model has none", "use --weights none")
@@ -142,24 +148,30 @@ def _build_torchvision(architecture: str, num_classes: int, weights: str) -> "Fa
 
 
 def _fetch(source: Any, build: Callable[[], "FasterRCNN"]) -> "FasterRCNN":
-    """Builds with pretrained weights; offline, one line says where to put the file."""
+    """Builds with pretrained weights; offline, one line says where to put the file.
+
+    A file that lies there already is checked against the sha256 in its name: torch.hub checks
+    what it downloads only, and would execute code pickled into the file.
+    """
     import torch
 
     file = Path(torch.hub.get_dir()) / "checkpoints" / source.url.rsplit("/", 1)[1]
+    if file.is_file() and not artifacts.sha256(file).startswith(file.stem.rsplit("-", 1)[1]):
+        what = "is damaged: its sha256 is not the one in its name"
+        raise UserError(file, what, "delete it and fetch it again")
     try:
         return build()
     except OSError as error:  # URLError is one
         remedy = f"put {file.name} into {file.parent}, or use --weights none"
         raise UserError(f"--weights: {source}", f"cannot be fetched ({error})", remedy) from None
-    except (RuntimeError, EOFError) as error:  # wrong sha256, truncated file in the cache
-        remedy = f"delete {file} and fetch it again"
-        raise UserError(f"--weights: {source}", f"damaged ({error})", remedy) from None
+    except RuntimeError as error:  # the sha256 of the download is wrong
+        raise UserError(f"--weights: {source}", f"damaged ({error})", "try again") from None
 
 
 def _build_demo(num_classes: int) -> "FasterRCNN":
     """A Faster R-CNN that trains from scratch in minutes on two CPU cores.
 
-    Plain 3x3 convolutions (depthwise ones train slowly on CPUs) in five residual stages, pyramid
+    Plain 3x3 convolutions (depthwise ones train slowly on CPUs) in four residual stages, pyramid
     levels of stride 8, 16 and 32, and fewer proposals through a narrower box head.
     """
     from torch import nn
@@ -176,10 +188,10 @@ def _build_demo(num_classes: int) -> "FasterRCNN":
             nn.BatchNorm2d(24),
             nn.ReLU(inplace=True),
         ),
-        layer1=_stage(24, 32),
-        layer2=_stage(32, 64),
-        layer3=_stage(64, 128),
-        layer4=_stage(128, 192),
+        layer1=_stage(24, 32, blocks=1),
+        layer2=_stage(32, 64, blocks=2),
+        layer3=_stage(64, 128, blocks=2),
+        layer4=_stage(128, 192, blocks=1),
     )
     backbone = BackboneWithFPN(
         nn.Sequential(stages),
@@ -195,9 +207,9 @@ def _build_demo(num_classes: int) -> "FasterRCNN":
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2"], output_size=roi_size, sampling_ratio=2),
         box_head=TwoMLPHead(channels * roi_size**2, head_width),
         box_predictor=FastRCNNPredictor(head_width, num_classes),
-        rpn_pre_nms_top_n_train=600,
-        rpn_pre_nms_top_n_test=400,
-        rpn_post_nms_top_n_train=300,
+        rpn_pre_nms_top_n_train=300,
+        rpn_pre_nms_top_n_test=300,
+        rpn_post_nms_top_n_train=200,
         rpn_post_nms_top_n_test=150,
         rpn_batch_size_per_image=128,
         box_batch_size_per_image=64,
@@ -205,15 +217,18 @@ def _build_demo(num_classes: int) -> "FasterRCNN":
     )
 
 
-def _stage(channels_in: int, channels_out: int) -> "torch.nn.Module":
-    """Halves the resolution with one residual block (He et al. 2015)."""
+def _stage(channels_in: int, channels_out: int, blocks: int) -> "torch.nn.Module":
+    """Halves the resolution and refines it with residual blocks (He et al. 2015)."""
     from torch import nn
     from torchvision.models.resnet import BasicBlock
 
     shortcut = nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 1, stride=2, bias=False), nn.BatchNorm2d(channels_out)
     )
-    return BasicBlock(channels_in, channels_out, stride=2, downsample=shortcut)
+    return nn.Sequential(
+        BasicBlock(channels_in, channels_out, stride=2, downsample=shortcut),
+        *(BasicBlock(channels_out, channels_out) for _ in range(blocks - 1)),
+    )
 
 
 def exact_resize_transform(model: "FasterRCNN", min_size: int, max_size: int) -> "torch.nn.Module":
@@ -255,11 +270,16 @@ def save_model(
 
     `extra` goes into the checkpoint as it is, for instance the optimizer's state.
     """
+    from torchvision.ops.misc import FrozenBatchNorm2d
+
+    frozen_norms = (m for m in model.modules() if isinstance(m, FrozenBatchNorm2d))
     checkpoint = {
         "architecture": architecture,
         "num_classes": len(class_names) + 1,
         "min_size": model.transform.min_size[-1],
         "max_size": model.transform.max_size,
+        "frozen_norm_eps": next((norm.eps for norm in frozen_norms), None),
+        "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
         "class_names": list(class_names),
         "category_ids": list(category_ids),
         "model_state_dict": model.state_dict(),
@@ -282,17 +302,15 @@ def load_model(path: Path | None, device: "torch.device") -> LoadedModel:
         log.info("Model: %s", paths.display(path))
     checkpoint = artifacts.load_checkpoint(path)
     try:
-        model = build_model(
-            checkpoint["architecture"],
-            checkpoint["num_classes"],
-            min_size=checkpoint["min_size"],
-            max_size=checkpoint["max_size"],
-        )
-        model.load_state_dict(checkpoint["model_state_dict"])
+        model = _rebuild(checkpoint)
         class_names, category_ids = checkpoint["class_names"], checkpoint["category_ids"]
-    except (KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(path, f"does not fit its model ({reason})", "train it again") from error
+        if not len(class_names) == len(category_ids) == checkpoint["num_classes"] - 1:
+            raise ValueError("classes, names and category ids differ in number")
+    except KeyError as error:
+        raise UserError(path, f"lacks the entry {error}", "give one by phase1_training") from error
+    except (RuntimeError, TypeError, ValueError, AttributeError, UserError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(path, f"does not fit its model ({reason:.160})", "train again") from error
     return LoadedModel(
         model.to(device).eval(),
         checkpoint["architecture"],
@@ -300,6 +318,36 @@ def load_model(path: Path | None, device: "torch.device") -> LoadedModel:
         tuple(category_ids),
         Path(path),
     )
+
+
+def _rebuild(checkpoint: Mapping[str, Any]) -> "FasterRCNN":
+    """The model as it was saved, also which of its layers do not train.
+
+    torchvision gives detectors with pretrained weights frozen normalisation layers and untrained
+    ones ordinary layers: what a checkpoint needs is known from itself, without fetching weights.
+    """
+    model = build_model(
+        checkpoint["architecture"],
+        checkpoint["num_classes"],
+        min_size=checkpoint["min_size"],
+        max_size=checkpoint["max_size"],
+    )
+    if checkpoint.get("frozen_norm_eps") is not None:
+        _freeze_norms(model, checkpoint["frozen_norm_eps"])
+    model.load_state_dict(checkpoint["model_state_dict"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in checkpoint.get("frozen", ()))
+    return model
+
+
+def _freeze_norms(model: "FasterRCNN", eps: float) -> None:
+    from torch import nn
+    from torchvision.ops.misc import FrozenBatchNorm2d
+
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, FrozenBatchNorm2d(child.num_features, eps))
 
 
 # --- running ----------------------------------------------------------------------------------
