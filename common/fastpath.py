@@ -2,7 +2,8 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ def precision_safe_autocast(
 
 
 def _to_float32(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return type(value)((key, _to_float32(entry)) for key, entry in value.items())
+    if isinstance(value, dict):  # the pyramid levels, in their order
+        return OrderedDict((key, _to_float32(entry)) for key, entry in value.items())
     if isinstance(value, (list, tuple)):
         return type(value)(_to_float32(entry) for entry in value)
     return value.float()
