@@ -1,0 +1,59 @@
+"""Stopping between two frames instead of in the middle of one."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from common.cli import Terminated
+
+
+class StopSignal:
+    """Context manager that notes SIGINT or SIGTERM so that a loop can end in an orderly way.
+
+        with StopSignal() as stop:
+            for item in items:
+                if stop.received:
+                    break
+                ...
+        ...  # save what there is
+        stop.raise_received()
+
+    An exception raised inside an encoder loses a packet and spoils the file; a flag does not. The
+    second signal is not waited for: it raises at once. Outside the main thread, where Python
+    delivers no signals, nothing is ever received.
+
+    Attributes:
+        received: the number of the signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            self.raise_received()
+        self.received = number
+
+    def raise_received(self) -> None:
+        """KeyboardInterrupt after SIGINT, Terminated after SIGTERM, nothing without a signal."""
+        if self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received == signal.SIGTERM:
+            raise Terminated
