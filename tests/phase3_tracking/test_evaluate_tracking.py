@@ -1,0 +1,185 @@
+"""The evaluation command: protocols, classes, the tracker run, the report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from phase3_tracking.evaluate_tracking import COLUMNS, main
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data"
+SCRIPT = "phase3_tracking/evaluate_tracking.py"
+SCORES = {"hota", "deta", "assa", "mota", "motp", "idf1", "id_switches", "fp", "fn"}
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared test data is not here")
+
+
+def mot(*rows: tuple) -> str:
+    """Rows (frame, id, x, class) of boxes of 10 x 10 pixels."""
+    return "".join(f"{f},{name},{x},0,10,10,1,{label},1\n" for f, name, x, label in rows)
+
+
+def evaluated(folder: Path, *arguments) -> dict:
+    output = folder / "report.json"
+    assert main([*map(str, arguments), "--output", str(output), "--quiet"]) == 0
+    return json.loads(output.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def two_classes(tmp_path):
+    """A person tracked well and a car tracked as a bus."""
+    truth, tracks = tmp_path / "gt.txt", tmp_path / "run.mot.txt"
+    truth.write_text(mot(*[(f, 1, f, 1) for f in (1, 2, 3)], *[(f, 2, 90, 3) for f in (1, 2, 3)]))
+    tracks.write_text(mot(*[(f, 1, f, 1) for f in (1, 2, 3)], *[(f, 2, 90, 6) for f in (1, 2, 3)]))
+    return tracks, truth
+
+
+def test_classes_are_scored_apart_and_pooled(tmp_path, two_classes):
+    tracks, truth = two_classes
+    report = evaluated(tmp_path, "--tracks", tracks, "--ground-truth", truth)
+    classes = {one["name"]: one for one in report["classes"]}
+    assert set(classes) == {"class 1", "class 3", "class 6"}
+    assert classes["class 1"]["mota"] == 1
+    assert (classes["class 3"]["fn"], classes["class 6"]["fp"]) == (3, 3)
+    combined = report["combined"]
+    assert (combined["fn"], combined["fp"]) == (3, 3)
+    assert combined["mota"] == pytest.approx((3 - 3) / 6)
+    assert combined["idf1"] == pytest.approx(0.5)
+    assert report["class_agnostic"]["mota"] == 1
+    assert report["protocols"] == ["classes"]
+
+
+def test_report_keys(tmp_path, two_classes):
+    tracks, truth = two_classes
+    report = evaluated(tmp_path, "--tracks", tracks, "--ground-truth", truth)
+    assert report["schema"] == "tracking_eval/1"
+    assert set(report["inputs"]) == {str(tracks), str(truth)}
+    assert [one["name"] for one in report["sequences"]] == ["run"]
+    assert set(report["sequences"][0]) >= SCORES
+    assert set(report["combined"]) >= SCORES
+    assert report["tracker"] is None
+
+
+def test_class_names_come_from_the_report_beside_the_tracks(tmp_path, two_classes):
+    tracks, truth = two_classes
+    (tmp_path / "run.json").write_text(json.dumps({"categories": {"1": "person", "3": "car"}}))
+    report = evaluated(tmp_path, "--tracks", tracks, "--ground-truth", truth)
+    assert [one["name"] for one in report["classes"]] == ["car", "class 6", "person"]
+
+
+def test_ground_truth_without_classes_is_one_class(tmp_path):
+    (tmp_path / "gt.txt").write_text(mot((1, 1, 0, -1)))
+    (tmp_path / "tracks.txt").write_text(mot((1, 5, 0, 3)))
+    files = ("--tracks", tmp_path / "tracks.txt", "--ground-truth", tmp_path / "gt.txt")
+    report = evaluated(tmp_path, *files)
+    assert report["combined"]["mota"] == report["class_agnostic"]["mota"] == 1
+    assert [one["name"] for one in report["classes"]] == ["object"]
+
+
+def sequence(folder: Path, name: str, frames: int = 5) -> Path:
+    for part in ("det", "gt"):
+        (folder / name / part).mkdir(parents=True)
+    (folder / name / "seqinfo.ini").write_text(f"[Sequence]\nname={name}\nseqLength={frames}\n")
+    truth = [(f, 1, 0, 1) for f in range(1, 6)] + [(f, 2, 50, 8) for f in range(1, 6)]
+    (folder / name / "gt" / "gt.txt").write_text(mot(*truth))
+    found = [(f, -1, x, 1) for f in (1, 2, 4, 5) for x in (0, 50)]
+    (folder / name / "det" / "det.txt").write_text(mot(*found))
+    return folder / name
+
+
+def test_a_folder_of_sequences_is_tracked_with_the_protocol_of_each(tmp_path):
+    sequence(tmp_path / "train", "MOT17-90")
+    sequence(tmp_path / "train", "street")
+    report = evaluated(tmp_path, "--detections", tmp_path / "train")
+    mot17, street = report["sequences"]
+    assert (mot17["name"], mot17["fp"], mot17["fn"]) == ("MOT17-90", 0, 1)  # the distractor is gone
+    assert (street["name"], street["fp"], street["fn"]) == ("street", 4, 6)
+    assert report["protocols"] == ["classes", "mot17"]
+    assert report["combined"]["fn"] == 7
+    assert report["tracker"]["max_age"] == 30
+
+
+def test_frames_without_detections_age_the_tracks(tmp_path):
+    folder = sequence(tmp_path, "MOT17-90")
+    assert evaluated(tmp_path, "--detections", folder)["combined"]["id_switches"] == 0
+    report = evaluated(tmp_path, "--detections", folder, "--max-age", 0)
+    assert report["combined"]["id_switches"] == 1
+
+
+def test_one_detection_file(tmp_path):
+    folder = sequence(tmp_path, "MOT17-90")
+    found = evaluated(tmp_path, "--detections", folder / "det" / "det.txt")
+    assert found["combined"]["fn"] == 1
+    given = ("--detections", folder / "det" / "det.txt", "--ground-truth", folder / "gt" / "gt.txt")
+    assert evaluated(tmp_path, *given)["combined"] == found["combined"]
+    assert evaluated(tmp_path, *given, "--protocol", "classes")["combined"]["fn"] == 6
+    assert evaluated(tmp_path, *given, "--confidence", 1.5)["combined"]["fn"] == 5
+
+
+@needs_data
+def test_mot15_files_as_published(tmp_path):
+    folder = DATA / "mot15" / "TUD-Campus"
+    tracks, truth = folder / "motmetrics_test.txt", folder / "gt" / "gt.txt"
+    combined = evaluated(tmp_path, "--tracks", tracks, "--ground-truth", truth)["combined"]
+    assert combined["mota"] == pytest.approx(0.526, abs=5e-4)  # as printed by py-motmetrics
+    assert combined["idf1"] == pytest.approx(0.558, abs=5e-4)
+    assert combined["motp"] == pytest.approx(1 - 0.277, abs=5e-4)
+    assert (combined["id_switches"], combined["fragments"]) == (7, 7)
+    assert (combined["fp"], combined["fn"]) == (13, 150)
+
+
+def test_the_table(tmp_path, capsys):
+    sequence(tmp_path, "MOT17-90")
+    sequence(tmp_path, "street")
+    output = tmp_path / "report.json"
+    assert main(["--detections", str(tmp_path), "--output", str(output)]) == 0
+    heading, *lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert heading == list(COLUMNS)
+    rows = {name: values for name, *values in lines}
+    # 4 of 5 boxes are found. Losing the object in a frame without any track is no fragment.
+    assert " ".join(rows["MOT17-90"]) == "80.0 80.0 80.0 80.0 100.0 88.9 0 0 0 1"
+    assert list(rows)[:6] == [
+        "MOT17-90",
+        "street",
+        "class",
+        "pedestrian",
+        "class-agnostic",
+        "combined",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--tracks", "run.mot.txt"), "give --ground-truth too"),
+        (("--ground-truth", "gt.txt"), "give --tracks or --detections too"),
+        (("--tracks", "absent.txt", "--ground-truth", "gt.txt"), "absent.txt: no such file"),
+        (("--tracks", "bad.txt", "--ground-truth", "gt.txt"), "bad.txt, line 2: "),
+        (("--detections", "."), r"holds no det/det.txt"),
+        (("--detections", "MOT17-90", "--ground-truth", "gt.txt"), "not used with a folder"),
+        (("--detections", "MOT17-91"), "seqinfo.ini says 4 frames"),
+        (("--detections", "run.mot.txt"), "gt.txt: no such file"),
+        (("--tracks", "gt.txt", "--ground-truth", "gt.txt", "--output", "gt.txt/x.json"), "x.json"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    tmp_path, two_classes, monkeypatch, capsys, arguments, reason
+):
+    sequence(tmp_path, "MOT17-90")
+    sequence(tmp_path, "MOT17-91", frames=4)
+    for folder in ("MOT17-90", "MOT17-91"):
+        if arguments == ("--detections", "."):
+            (tmp_path / folder / "det" / "det.txt").unlink()
+    (tmp_path / "bad.txt").write_text("1,1,0,0,5,5\n1,1,zero,0,5,5\n")
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, *(() if "--output" in arguments else ("--output", "r.json"))]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert reason in error
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_without_results_it_says_how_to_make_them(run_script):
+    done = run_script(SCRIPT)
+    assert done.returncode == 2
+    assert "make_demo_data.py" in done.stderr
