@@ -1,6 +1,5 @@
 """HOTA, CLEAR and identity scores: by hand, against TrackEval, and in the empty cases."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,14 +122,11 @@ def test_distractors_take_their_tracks_along():
 # --- against TrackEval ------------------------------------------------------------------------
 
 
-def oracle():
+def trackeval_scores(*args, **kwargs) -> dict:
     pytest.importorskip("trackeval", reason="trackeval is installed for tests only")
-    sys.path.insert(0, str(Path(__file__).parent))
-    try:
-        from trackeval_oracle import trackeval_scores
-    finally:
-        sys.path.pop(0)
-    return trackeval_scores
+    from tests.phase3_tracking import trackeval_oracle
+
+    return trackeval_oracle.trackeval_scores(*args, **kwargs)
 
 
 def assert_equal(ours: dict, theirs: dict) -> None:
@@ -154,7 +150,6 @@ def tracked(sequence: mot_files.MotSequence, target: Path, last: int) -> Path:
 @needs_data
 @pytest.mark.parametrize("own_tracks", [True, False], ids=["iou_tracker", "published_tracks"])
 def test_equal_to_trackeval_on_mot15(tmp_path, own_tracks):
-    trackeval_scores = oracle()
     files, counts = {}, {}
     for sequence in mot_files.find_sequences(DATA / "mot15"):
         truth = mot_files.read(sequence.ground_truth, unique_ids=True)
@@ -177,7 +172,6 @@ def test_equal_to_trackeval_on_mot15(tmp_path, own_tracks):
 
 @needs_data
 def test_equal_to_trackeval_on_mot17_with_its_preprocessing(tmp_path):
-    trackeval_scores = oracle()
     files, counts = {}, {}
     for sequence in mot_files.find_sequences(DATA / "mot17_frcnn"):
         path = tracked(sequence, tmp_path / f"{sequence.name}.txt", sequence.frame_count)
@@ -210,7 +204,6 @@ marks = st.lists(st.sampled_from([0, 1, 1]), min_size=14, max_size=14)
 def test_equal_to_trackeval_on_random_tracks(
     benchmark, tmp_path_factory, truth, tracks, labels, marks
 ):
-    trackeval_scores = oracle()
     folder = tmp_path_factory.mktemp("random")
     truth_file, tracks_file = folder / "gt.txt", folder / "tracks.txt"
     truth_file.write_text(

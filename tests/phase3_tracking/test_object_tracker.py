@@ -151,7 +151,7 @@ detection = st.builds(
 frames_of_detections = st.lists(st.lists(detection, max_size=8), min_size=1, max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(frames=frames_of_detections, random=st.randoms(use_true_random=False))
 def test_order_of_detections_has_no_influence(frames, random):
     tracker, shuffled_tracker = IOUTracker(min_hits=2), IOUTracker(min_hits=2)
@@ -161,7 +161,7 @@ def test_order_of_detections_has_no_influence(frames, random):
         assert shuffled_tracker.update(np.array(shuffled)).tolist() == expected.tolist()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(frames=frames_of_detections)
 def test_each_detection_is_in_one_track_and_ids_keep_their_class(frames):
     tracker = IOUTracker()
@@ -176,7 +176,7 @@ def test_each_detection_is_in_one_track_and_ids_keep_their_class(frames):
     assert set(class_of) == set(range(1, tracker.tracks_started + 1))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     detections=st.lists(detection, max_size=10),
     tracks=st.lists(detection, max_size=10),

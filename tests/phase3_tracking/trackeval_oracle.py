@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-
-trackeval = pytest.importorskip("trackeval", reason="trackeval is installed for tests only")
+import trackeval
 
 COUNTS = {"id_switches": "IDSW", "fragments": "Frag", "fp": "CLR_FP", "fn": "CLR_FN"}
 
