@@ -274,13 +274,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(output: Path, **options: Any) -> None:
-    if not make_demo_data(output, **options):
+    saved: list[Path] = []
+    if make_demo_data(output, **options):
+        names = ("annotations", "images", "demo_video.mp4", "demo_video_gt.txt")
+        saved = [output / name for name in names]
+    else:
         log.info("%s is complete; --overwrite makes it again", paths.display(output))
-    saved = [output / "annotations", output / "images", output / "demo_video.mp4"]
     next_command = "python phase1_training/train.py"
     if output.resolve() != paths.DEMO.resolve():
         next_command += f" --data-path {paths.display(output)}"
-    cli.finished([*saved, output / "demo_video_gt.txt"], next_command)
+    cli.finished(saved, next_command)
 
 
 if __name__ == "__main__":

@@ -281,6 +281,7 @@ def test_the_script_says_what_it_saved_and_recognises_it(tmp_path):
     second = run_script(*options, outputs=tmp_path)
     assert second.returncode == 0
     assert "is complete" in second.stdout
+    assert "Saved" not in second.stdout
 
 
 @pytest.mark.parametrize(
