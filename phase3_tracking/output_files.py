@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import artifacts
+from common import artifacts, paths
 from common.cli import UserError
 
 
@@ -42,4 +42,4 @@ def is_result_of(report_path: Path, video_path: Path) -> bool:
     """Whether an earlier run on the same video left this report."""
     if not report_path.is_file():
         return False
-    return str(video_path) in artifacts.read_json(report_path).get("inputs", {})
+    return paths.display(video_path) in artifacts.read_json(report_path).get("inputs", {})

@@ -198,6 +198,7 @@ def test_default_output_is_replaced_by_a_run_on_the_same_video_only(
     tmp_path, video, monkeypatch, capsys
 ):
     monkeypatch.setattr("common.paths.VIDEOS", tmp_path / "videos")
+    monkeypatch.setattr("common.paths.ROOT", tmp_path)  # the report shows the path from there
     detections = write_detections(tmp_path / "det.txt")
     for _ in range(2):
         assert run("--input", video, "--detections", detections) == 0
