@@ -123,11 +123,13 @@ class TrainingArm:
         return stock_predictor(self._model.eval(), self._device)
 
 
-def peak_memory(make_arm: Callable[[], TrainingArm], device: torch.device) -> timing.PeakMemory:
+def peak_memory(
+    make_arm: Callable[[torch.dtype], TrainingArm], dtype: torch.dtype, device: torch.device
+) -> timing.PeakMemory:
     """The peak memory of an arm's first steps, with no other arm in memory."""
     timing.release_free_memory(device)
     with timing.PeakMemory(device) as memory:
-        arm = make_arm()
+        arm = make_arm(dtype)
         for _ in range(MEMORY_STEPS):
             arm.step()
     return memory

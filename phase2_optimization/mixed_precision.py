@@ -14,7 +14,6 @@ Writes outputs/metrics/amp_comparison.json and optimization_comparison.png.
 """
 
 import argparse
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,13 +68,11 @@ def compare_training(
 
     dtypes = precisions(device)
     log.info("Training %s: %d steps each at batch size %d", ", ".join(dtypes), steps, batch_size)
-    peaks = {
-        name: peak_memory(functools.partial(make_arm, dtypes[name]), device) for name in dtypes
-    }
+    peaks = {name: peak_memory(make_arm, dtype, device) for name, dtype in dtypes.items()}
     arms = {name: make_arm(dtype) for name, dtype in dtypes.items()}
-    turns = {name: arm.step for name, arm in arms.items()}
+    steppers = {name: arm.step for name, arm in arms.items()}
     times = timing.measure_interleaved(
-        turns, rounds=steps, warmup=WARMUP_STEPS, device=device, seed=seed
+        steppers, rounds=steps, warmup=WARMUP_STEPS, device=device, seed=seed
     )
     fp32, amp = list(arms)[:2]
     inputs = [loaded.path, train.annotation_file, val.annotation_file]

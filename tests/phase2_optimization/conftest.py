@@ -46,15 +46,17 @@ def data_path(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory):
-    import torch
+    from common.models import save_model
+    from tests.random_detectors import random_detector
 
-    from common.models import build_model, save_model
-
-    torch.manual_seed(0)
+    model = random_detector("demo", num_classes=3, min_size=64, max_size=96)
+    rpn_head, predictor = model.rpn.head, model.roi_heads.box_predictor
+    rpn_head.cls_logits = rpn_head.cls_logits[0]  # without the bound, which a checkpoint lacks
+    predictor.cls_score = predictor.cls_score[0]
     path = tmp_path_factory.mktemp("models") / "tiny.pth"
     save_model(
         path,
-        build_model("demo", 3, min_size=64, max_size=96),
+        model,
         architecture="demo",
         class_names=["disc", "box"],
         category_ids=[3, 7],
