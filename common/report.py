@@ -31,7 +31,6 @@ METRICS = (
     "export",
     "quantization",
 )
-WORD_COLUMNS = ("", "File", "Status", "sha256", "Command", "Objects by class", "Device", "Packages")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def render_html(content: Mapping[str, Any]) -> str:
     """One page without a script or anything to load; every text in it is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from common.reporting import charts
+    from common.reporting import blocks, charts
 
     environment = Environment(
         loader=FileSystemLoader(ROOT / "common" / "reporting"),
@@ -110,7 +109,7 @@ def render_html(content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html.j2")
-    return template.render(**content, word_columns=WORD_COLUMNS, place=charts.plot)
+    return template.render(**content, word_columns=blocks.WORD_COLUMNS, place=charts.plot)
 
 
 def render_markdown(content: Mapping[str, Any]) -> str:

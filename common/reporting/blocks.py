@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NOTHING = "–"  # where a value was not measured
+# Columns of words: the others hold numbers and stand to the right.
+WORD_COLUMNS = frozenset(
+    ("", "File", "Status", "Verdict", "sha256", "Command", "Objects by class", "Device", "Packages")
+)
 
 
 @dataclass(frozen=True)
@@ -188,9 +192,6 @@ def markdown(section: Section) -> str:
 
 
 def _markdown_table(table: Table) -> str:
-    lines = [table.columns, ("---", *["---:"] * (len(table.columns) - 1)), *table.rows]
-    rule = 1
-    return "\n".join(
-        "| " + " | ".join(line if index == rule else map(escape_markdown, line)) + " |"
-        for index, line in enumerate(lines)
-    )
+    rule = ["---" if name in WORD_COLUMNS else "---:" for name in table.columns]
+    head, *rows = ([escape_markdown(cell) for cell in row] for row in (table.columns, *table.rows))
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---", *rule[1:]], *rows))

@@ -43,7 +43,7 @@ def notices(reports: Mapping[str, Report]) -> list[str]:
     found = []
     models = models_used(reports)
     if len(models) > 1:
-        groups = "; ".join(" and ".join(names) for names in models.values())
+        groups = "; ".join(", ".join(names) for names in models.values())
         found.append(
             f"These results belong to {len(models)} different models ({groups}): run the older "
             "steps again before comparing them."

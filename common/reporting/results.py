@@ -16,6 +16,7 @@ from common.reporting.blocks import (
     Table,
     dig,
     finite,
+    interval,
     listed,
     number,
     percent,
@@ -230,18 +231,21 @@ def formats_section(export: Report | None, quantization: Report | None) -> Secti
             number(dig(row, "size_mib"), 1),
             number(dig(row, "latency_ms", "p50"), 1),
             number(dig(row, "throughput_img_s"), 1),
+            interval(dig(row, "speedup")),
             number(dig(row, "map"), 4),
-            number(dig(row, "map_50"), 4),
             percent(dig(row, "parity", "matched"), 1),
             number(dig(row, "parity", "max_box_error_px"), 3),
             Path(text(dig(row, "file"))).name,
-            text(dig(row, "status")),
+            text(dig(row, "status")).split(":")[0],
         )
     columns = (
-        *("Format", "Size MiB", "p50 ms", "Images/s", "mAP", "mAP at IoU 0.50"),
+        *("Format", "Size MiB", "p50 ms", "Images/s", "Speed-up (95%)", "mAP"),
         *("Same boxes", "Largest shift px", "File", "Status"),
     )
-    return Section(title, reading, [Table(columns, tuple(seen.values()))])
+    blocks: list[Block] = [Table(columns, tuple(seen.values()))]
+    reasons = {text(row.get("name")): text(row.get("status")) for row in formats}
+    blocks += [Note(f"{name} is {why}.") for name, why in reasons.items() if ":" in why]
+    return Section(title, reading, blocks)
 
 
 def package_files(info: Report | None) -> list[tuple[str, float | None, str]]:

@@ -53,13 +53,6 @@ def profile_section(report: Report | None) -> Section:
         if bars:
             batch = text(dig(report, "batch_size"))
             blocks.append(Bars(f"One {name} step, batch size {batch}", bars))
-    syncs = dig(report, "host_syncs_per_step")
-    if finite(syncs):
-        blocks.append(
-            Note(
-                f"A training step makes the processor wait for the device {number(syncs, 0)} times."
-            )
-        )
     advice = dig(report, "advice")
     sentences = advice if isinstance(advice, list) else [advice]
     blocks += [Note(f"Advice: {words}") for words in sentences if isinstance(words, str)]
@@ -87,6 +80,14 @@ def shown_batch_size(report: Report) -> Any:
     return best if best in sizes else (sizes[0] if sizes else None)
 
 
+def _is_faster(row: Row) -> bool:
+    """What the benchmark concluded; from the interval alone where it concluded nothing."""
+    verdict = row.get("verdict")
+    return verdict == "faster" or (
+        not verdict and (finite(dig(row, "speedup", "ci95", 0)) or 0) > 1
+    )
+
+
 def fastest(report: Report | None) -> Row | None:
     """The fastest variant whose results hold, if it beats the baseline."""
     if report is None:
@@ -96,7 +97,7 @@ def fastest(report: Report | None) -> Row | None:
         for row in measured(report)
         if row.get("batch_size") == shown_batch_size(report)
         and row.get("status") == "ok"
-        and (finite(dig(row, "speedup", "ci95", 0)) or 0) > 1
+        and _is_faster(row)
     ]
     named = [row for row in rows if row.get("variant") == dig(report, "fastest_variant")]
     return max(
@@ -115,7 +116,7 @@ def speed_card(report: Report | None) -> Card | None:
         return None
     row = fastest(report)
     if row is None:
-        return Card("Fastest variant", "1.00x", "no variant was faster than plain FP32")
+        return Card("Inference speed-up", "none", "no variant was shown to be faster than FP32")
     change = map_change(dig(row, "map"), dig(baseline_of(report, row["batch_size"]), "map"))
     low, high = dig(row, "speedup", "ci95", 0), dig(row, "speedup", "ci95", 1)
     cost = "" if change == NOTHING else f", mAP {change}"
@@ -133,8 +134,14 @@ def _gain(row: Row, baseline: Row | None) -> tuple[str, ...]:
         *(number(dig(row, "latency_ms", key), 1) for key in ("p50", "p90", "p99")),
         number(dig(row, "throughput_img_s"), 1),
         "baseline" if row is baseline else interval(dig(row, "speedup")),
-        text(dig(row, "status")).split(":")[0],
+        _verdict(row),
     )
+
+
+def _verdict(row: Row) -> str:
+    """Whether it is faster where its results hold, else what is wrong with them, in a word."""
+    status = text(row.get("status"))
+    return text(row.get("verdict") or status) if status == "ok" else status.split(":")[0]
 
 
 def _cost(row: Row, baseline: Row | None) -> tuple[str, ...]:
@@ -151,7 +158,7 @@ def _cost(row: Row, baseline: Row | None) -> tuple[str, ...]:
 
 GAIN_COLUMNS = (
     *("What it buys", "p50 ms", "p90 ms", "p99 ms", "Images/s"),
-    *("Speed-up (95% interval)", "Status"),
+    *("Speed-up (95% interval)", "Verdict"),
 )
 COST_COLUMNS = (
     *("What it costs", "mAP", "mAP change", "Boxes that stayed", "Largest shift px"),
@@ -261,7 +268,7 @@ def amp_section(report: Report | None) -> Section:
             number(dig(arm, "step_ms", "p50"), 1),
             number(dig(arm, "step_ms", "p90"), 1),
             number(dig(arm, "step_ms", "p99"), 1),
-            interval(dig(arm, "speedup") or (dig(report, "speedup") if index else None)),
+            interval(dig(arm, "speedup") or dig(report, "speedup")) if index else "baseline",
             number(dig(arm, "peak_memory_mib"), 0),
             number(dig(arm, "final_loss"), 3),
             number(dig(arm, "map_50"), 3),

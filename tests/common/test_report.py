@@ -211,7 +211,14 @@ def test_an_interval_around_one_is_no_speed_up():
     assert speed.fastest(benchmark) is None
     card = speed.speed_card(benchmark)
     assert card is not None
-    assert "no variant was faster" in card.note
+    assert card.value == "none"
+
+
+def test_what_the_benchmark_concluded_counts():
+    benchmark = made_up_reports.benchmark()
+    for row in benchmark["results"]:
+        row["verdict"] = "too few iterations to tell"
+    assert speed.fastest(benchmark) is None
 
 
 def test_results_of_different_models_are_pointed_out():
