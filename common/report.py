@@ -53,6 +53,10 @@ def read_inputs() -> Inputs:
         for name in METRICS
         if (path := paths.METRICS / f"{name}.json").is_file()
     }
+    trained = artifacts.sidecar(paths.MODELS / paths.BEST_MODEL.name)
+    if "training" in metrics and trained.is_file():  # the model it made: is it still the one used?
+        digest = artifacts.read_json(trained).get("sha256")
+        metrics["training"]["inputs"] = {paths.BEST_MODEL.name: digest}
     videos = {path.stem: artifacts.read_json(path) for path in paths.VIDEOS.glob("*.json")}
     tracked = {name: report for name, report in videos.items() if "frames_read" in report}
     newest_first = sorted(tracked, key=lambda name: str(tracked[name].get("created")), reverse=True)

@@ -20,7 +20,7 @@ HOSTILE = ["<script>alert(1)</script>", "$x^2$", "犬 猫", "a|b\nc", '"><img sr
 @pytest.fixture
 def outputs(tmp_path, monkeypatch):
     """An empty outputs folder that common.report reads."""
-    for name in ("METRICS", "VIDEOS", "DEPLOYMENT"):
+    for name in ("MODELS", "METRICS", "VIDEOS", "DEPLOYMENT"):
         monkeypatch.setattr(paths, name, tmp_path / name.lower())
     return tmp_path
 
@@ -227,6 +227,15 @@ def test_results_of_different_models_are_pointed_out():
     other["inputs"] = {"outputs/models/best_model.pth": "f" * 64}
     (notice,) = origin.notices({"profile": one, "amp": other})
     assert "2 different models" in notice
+
+
+def test_results_of_an_earlier_model_are_pointed_out(outputs):
+    made_up_reports.write_all(outputs, ["car"])
+    (outputs / "models").mkdir()
+    for digest, words in (("a" * 64, 0), ("f" * 64, 1)):
+        sidecar = json.dumps({"sha256": digest})
+        (outputs / "models" / "best_model.json").write_text(sidecar, encoding="utf-8")
+        assert Page(build_pages()[0]).text.count("2 different models") == words
 
 
 def test_package_size_counts_the_listed_files(tmp_path):
