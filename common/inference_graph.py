@@ -35,6 +35,10 @@ class InferenceGraph(nn.Module):
     are the model's own modules; replacing one (by a compiled version, say) leaves the model alone.
     Their outputs are taken as float32, so they may run under autocast.
 
+    Traced by torch.export or torch.compile it refuses images so long that their short side is
+    resized to 64 pixels or less: tracing treats sizes of 1, here of the coarsest pyramid level,
+    as special. Eager mode and ONNX take every size.
+
     Args:
         model: a torchvision FasterRCNN with a feature pyramid; its resize must follow
             `common.models.resized_size`, as `build_model` makes it, for results to be equal.
@@ -98,6 +102,8 @@ class InferenceGraph(nn.Module):
             descending, labels int64 [B, D] from 1, num int64 [B]: how many of the D rows of an
             image are detections; the rest are zero.
         """
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8 [B, H, W, 3], not {images.dtype}")
         pixels, limits, scale = inference_ops.preprocess(
             images, self.mean, self.std, self.min_size, self.max_size, self.size_divisor
         )
@@ -276,7 +282,11 @@ def take_best(scores: Tensor, boxes: Tensor, count: int) -> tuple[Tensor, Tensor
 
 
 def graph_predictor(graph: InferenceGraph, device: torch.device) -> Predictor:
-    """A Predictor over the graph: images of equal size go through it as one batch."""
+    """A Predictor over the graph: images of equal size go through it as one batch.
+
+    An image's detections do not depend on the others. torchvision's own do: it pads a batch of
+    several sizes to the largest, so compare with it in batches of one size.
+    """
     graph = graph.to(device)
 
     @torch.inference_mode()

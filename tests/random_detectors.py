@@ -15,10 +15,21 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from common.models import build_model
 
-# The largest absolute outputs of the heads on the calibration scenes. Beyond 15 or so, float32
-# sigmoids and softmaxes reach exactly 1 and every comparison turns into a lottery of ties.
+# The largest absolute outputs of the heads on the calibration scenes, and on any scene for the
+# logits: beyond 15 or so, float32 sigmoids and softmaxes reach exactly 1, which means ties.
 RPN_LOGIT, RPN_DELTA = 5.0, 0.7
 CLASS_LOGIT, BOX_DELTA = 4.0, 2.0
+
+
+class Bounded(torch.nn.Module):
+    """Keeps values within +-limit without making different ones equal."""
+
+    def __init__(self, limit: float):
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.limit * torch.tanh(values / self.limit)
 
 
 def random_scene(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -30,11 +41,25 @@ def random_scene(rng: np.random.Generator, height: int, width: int) -> np.ndarra
 
 @torch.no_grad()
 def random_detector(
-    architecture: str, *, num_classes: int = 6, min_size: int, max_size: int, seed: int = 0
+    architecture: str,
+    *,
+    num_classes: int = 6,
+    min_size: int,
+    max_size: int,
+    proposals: int | None = None,
+    bounded: bool = True,
+    seed: int = 0,
 ) -> FasterRCNN:
-    """A detector with random weights in evaluation mode whose detections are varied."""
+    """A detector with random weights in evaluation mode whose detections are varied.
+
+    Args:
+        proposals: lowers the number of proposals kept before and after NMS.
+        bounded: adds a bound on the logits, which makes the model unlike its architecture.
+    """
     torch.manual_seed(seed)
     model = build_model(architecture, num_classes, min_size=min_size, max_size=max_size).eval()
+    if proposals:
+        model.rpn._pre_nms_top_n["testing"] = model.rpn._post_nms_top_n["testing"] = proposals
     rng = np.random.default_rng(seed)
     scenes = [random_scene(rng, 192, 256) for _ in range(2)]
     inputs = [torch.from_numpy(scene).permute(2, 0, 1) / 255 for scene in scenes]
@@ -50,6 +75,9 @@ def random_detector(
         model(inputs)
     _spread(predictor.cls_score, outputs[0][0], CLASS_LOGIT)
     _spread(predictor.bbox_pred, outputs[0][1], BOX_DELTA)
+    if bounded:
+        rpn.cls_logits = torch.nn.Sequential(rpn.cls_logits, Bounded(2 * RPN_LOGIT))
+        predictor.cls_score = torch.nn.Sequential(predictor.cls_score, Bounded(2 * CLASS_LOGIT))
     return model
 
 
