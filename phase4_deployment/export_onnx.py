@@ -1,0 +1,272 @@
+"""Exports a trained detector to one ONNX file, checked against PyTorch before it is kept.
+
+    python phase4_deployment/export_onnx.py
+    python phase4_deployment/export_onnx.py --model-path outputs/models/best_model.pth \\
+        --output outputs/deployment/model.onnx
+
+The file takes uint8 images [batch, height, width, 3] of any number and size and holds everything
+from the resize to the suppression of overlapping boxes. It carries its class names and settings.
+"""
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/export_onnx.py` finds common/
+
+from common import artifacts, cli, environment, paths
+from common.cli import UserError, log
+from common.onnx_graph import DEFAULT_OPSET, OPSETS, write_onnx
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from common.models import LoadedModel, Predictor
+    from phase4_deployment.package.detect import Detector
+
+FORMAT = "detector/1"  # read by package/detect.py
+# (batch, height, width): sizes common in COCO, where other exporters resize one pixel off, odd
+# ones, very small and very long ones; and batches, each of which holds a black image
+GATE_SHAPES = (
+    (1, 480, 640),
+    (1, 375, 500),
+    (1, 640, 427),
+    (1, 333, 501),
+    (1, 97, 131),
+    (1, 32, 32),
+    (1, 120, 960),
+    (2, 240, 320),
+    (5, 150, 201),
+)
+MIN_MATCHED = 0.99  # a score may fall to the other side of a threshold in the last digit
+MAX_BOX_ERROR_PX, MAX_SCORE_ERROR = 0.05, 1e-3
+GATE_IMAGES = 8  # images of the val split that the gate's pictures are cut from
+
+
+class ParityError(UserError):
+    """The exported file does not find what PyTorch finds; `parity` holds the numbers."""
+
+    def __init__(self, path: Path, parity: dict[str, Any]):
+        super().__init__(
+            path,
+            f"differs from PyTorch: {describe_parity(parity)}; needed {MIN_MATCHED:.0%}, "
+            f"{MAX_BOX_ERROR_PX} px, {MAX_SCORE_ERROR}; it was not written",
+            "export with the tested versions of constraints.txt",
+        )
+        self.parity = parity
+
+
+def export_onnx(
+    loaded: "LoadedModel",
+    path: Path,
+    *,
+    images: "Sequence[np.ndarray]" = (),
+    opset: int = DEFAULT_OPSET,
+) -> dict[str, Any]:
+    """Writes `path` and returns its parity with torchvision's own forward pass.
+
+    Both run in float32 on the CPU over GATE_SHAPES.
+
+    Args:
+        images: uint8 RGB pictures with objects that the check uses, beside made-up ones.
+        opset: one of common.onnx_graph.OPSETS.
+
+    Returns:
+        `matched` (share of detections with a partner, the worse of both directions),
+        `max_box_error_px`, `max_score_error` (None without pairs), `detections`, `images`.
+
+    Raises:
+        ParityError: the file differs; nothing is left at `path` that was not there before.
+    """
+    import torch
+
+    from common.inference_graph import InferenceGraph
+    from common.models import stock_predictor
+    from phase4_deployment.package.detect import Detector
+
+    model = copy.deepcopy(loaded.model).cpu().float()
+    cpu = torch.device("cpu")
+    with artifacts.atomic_path(path) as temporary:
+        graph = InferenceGraph(model)
+        write_onnx(graph, temporary, metadata(loaded, graph), opset)
+        detector = Detector(temporary, "cpu", threads=torch.get_num_threads())
+        parity = measure_parity(
+            stock_predictor(model, cpu),
+            onnx_predictor(detector),
+            gate_batches(images),
+        )
+        if not holds(parity):
+            raise ParityError(path, parity)
+    return parity
+
+
+def onnx_predictor(detector: "Detector") -> "Predictor":
+    """A Predictor over the shipped package's own Detector."""
+    from common.models import Detections
+
+    return lambda images: [Detections(*found[:3]) for found in detector(images)]
+
+
+def metadata(loaded: "LoadedModel", graph: Any) -> dict[str, str]:
+    """What the file says of itself; every value is a text."""
+    import torch
+    import torchvision
+
+    return {
+        "format": FORMAT,
+        "architecture": loaded.architecture,
+        "class_names": json.dumps(loaded.class_names, ensure_ascii=False),
+        "category_ids": json.dumps(loaded.category_ids),
+        "min_size": str(graph.min_size),
+        "max_size": str(graph.max_size),
+        "score_threshold": str(graph.score_threshold),
+        "iou_threshold": str(graph.iou_threshold),
+        "max_detections": str(graph.max_detections),
+        "source_checkpoint": loaded.path.name,
+        "source_sha256": artifacts.sha256(loaded.path) if loaded.path.is_file() else "",
+        "torch_version": torch.__version__,
+        "torchvision_version": torchvision.__version__,
+    }
+
+
+def gate_batches(images: "Sequence[np.ndarray]") -> "list[list[np.ndarray]]":
+    """Pictures of the sizes and batches of GATE_SHAPES, the last one of a batch black."""
+    import cv2
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    batches: list[list[np.ndarray]] = []
+    for batch, height, width in GATE_SHAPES:
+        pictures = []
+        for index in range(batch):
+            if images:
+                picture = images[(len(batches) + index) % len(images)]
+            else:
+                picture = rng.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), np.uint8)
+            pictures.append(cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC))
+        if batch > 1:
+            pictures[-1] = np.zeros_like(pictures[-1])
+        batches.append(pictures)
+    return batches
+
+
+def measure_parity(
+    reference: "Predictor", candidate: "Predictor", batches: "Sequence[Sequence[np.ndarray]]"
+) -> dict[str, Any]:
+    """Compares both ways, so that neither missing nor additional detections pass."""
+    from common.evaluation import compare_detections
+
+    expected = [found for batch in batches for found in reference(batch)]
+    actual = [found for batch in batches for found in candidate(batch)]
+    both_ways = compare_detections(expected, actual), compare_detections(actual, expected)
+    return {
+        **min(both_ways, key=lambda parity: parity["matched"] or 0.0),
+        "detections": sum(len(found[1]) for found in expected),
+        "images": len(expected),
+    }
+
+
+def holds(parity: dict[str, Any]) -> bool:
+    return (
+        parity["matched"] >= MIN_MATCHED
+        and (parity["max_box_error_px"] or 0) <= MAX_BOX_ERROR_PX
+        and (parity["max_score_error"] or 0) <= MAX_SCORE_ERROR
+    )
+
+
+def describe_parity(parity: dict[str, Any]) -> str:
+    text = f"{parity['matched']:.2%} of {parity['detections']} detections agree"
+    if parity["max_box_error_px"] is None:
+        return text
+    return (
+        f"{text}, boxes to {parity['max_box_error_px']:.2g} px, "
+        f"scores to {parity['max_score_error']:.2g}"
+    )
+
+
+def gate_images(data_path: Path | None) -> "list[np.ndarray]":
+    """The first val images of a data set; none when there is no data set."""
+    from common.coco import load_split, read_image
+
+    if data_path is None:
+        if not (paths.DEMO / "annotations").is_dir():
+            return []
+        data_path = paths.DEMO
+    records = load_split(data_path, "val").records[:GATE_IMAGES]
+    return [read_image(record.path, (record.width, record.height)) for record in records]
+
+
+def run_export(
+    model_path: Path | None, output: Path, *, data_path: Path | None, opset: int, device: str
+) -> None:
+    """Exports, writes what was measured beside the file and reports it."""
+    import torch
+
+    from common.models import load_model
+
+    if device not in ("auto", "cpu"):
+        remedy = "leave --device out; the exported file runs on any device"
+        raise UserError(f"--device {device}", "the export and its check run on the CPU", remedy)
+    if output.suffix != ".onnx":
+        raise UserError(output, "the name must end in .onnx", "for instance model.onnx")
+    loaded = load_model(model_path, torch.device("cpu"))
+    log.info(environment.summary_line("cpu"))
+    images = gate_images(data_path)
+    log.info("Exporting %s and comparing it with PyTorch", loaded.architecture)
+    parity = export_onnx(loaded, output, images=images, opset=opset)
+    if not parity["detections"]:
+        log.warning("The check found no objects: give --data-path with images that hold some")
+    log.info("Parity: %s (%d images)", describe_parity(parity), parity["images"])
+    size_mib = output.stat().st_size / 2**20
+    log.info("Size:   %.1f MiB", size_mib)
+    report = {
+        **artifacts.provenance("onnx_export", "cpu", [loaded.path]),
+        "file": output.name,
+        "sha256": artifacts.sha256(output),
+        "size_mib": size_mib,
+        "opset": opset,
+        "parity": parity,
+    }
+    artifacts.write_json(artifacts.sidecar(output), report)
+    cli.finished(
+        [output, artifacts.sidecar(output)],
+        f"python phase4_deployment/test_onnx.py --onnx-path {paths.display(output)}",
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("--model-path", type=Path, help="checkpoint (default: newest best model)")
+    parser.add_argument(
+        "--data-path", type=Path, help="COCO data set for the check (default: the demo data)"
+    )
+    parser.add_argument(
+        "--opset", type=int, choices=OPSETS, default=DEFAULT_OPSET, help="ONNX operator set"
+    )
+    cli.add_common_arguments(
+        parser, output=paths.DEPLOYMENT / "model.onnx", output_help="the file to write"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return cli.run(
+        lambda: run_export(
+            args.model_path,
+            args.output,
+            data_path=args.data_path,
+            opset=args.opset,
+            device=args.device,
+        ),
+        args,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
