@@ -12,16 +12,18 @@ not the default folder.
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase1_training/train.py` finds common/
 
-from common import artifacts, cli, coco, environment, models, paths
+from common import cli, coco, environment, models, paths
 from common.cli import UserError, log
+from phase1_training import run_files
+from phase1_training.run_files import Run
 
 if TYPE_CHECKING:
     import torch
@@ -33,67 +35,80 @@ BATCH_SIZE = 4
 LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}
 WEIGHT_DECAY = {"sgd": 0.0005, "adamw": 0.01}
 VAL_FRACTION = 0.1
-LOG_COLUMNS = ("epoch", "train_loss", "map", "map_50", "map_75", "learning_rate", "images_per_s")
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is trained, on what, and where to."""
-
-    architecture: str
-    weights: str
-    min_size: int | None
-    max_size: int | None
-    train: coco.CocoSplit
-    val: coco.CocoSplit
-    output: Path
-    metrics: Path
-    workers: int
-    seed: int
-    start_from: models.LoadedModel | None
 
 
 def train(run: Run, recipe: "Recipe", device: "torch.device", *, resume: bool) -> dict[str, Any]:
     """Trains from the start or from last.pth and returns the content of training.json."""
-    from phase1_training import plots
-    from phase1_training.engine import Trainer, epoch_loader
+    from phase1_training.engine import Trainer
 
     environment.seed_everything(run.seed)
-    model = _build(run).to(device)
+    checkpoint = run_files.checkpoint_to_continue(run, recipe) if resume else None
+    model = _build(run, resume).to(device)
     steps_per_epoch = -(-len(run.train.records) // recipe.batch_size)
     trainer = Trainer(model, recipe, device, steps_per_epoch)
-    history = _restore(run, trainer) if resume else []
-    report = _report(run, recipe, device, history)
-    for epoch in range(len(history) + 1, recipe.epochs + 1):
-        loader = epoch_loader(
-            run.train,
-            model,
-            recipe,
-            workers=run.workers,
-            seed=run.seed,
-            epoch=epoch,
-            pin_memory=device.type == "cuda",
-        )
-        result = trainer.train_epoch(loader, f"epoch {epoch}/{recipe.epochs}")
-        val, detections = _validate(run, model, device)
-        history.append(_epoch_row(epoch, result, val))
-        report = _report(run, recipe, device, history)
-        _save_epoch(run, trainer, report)
-        log.info(
-            "epoch %d/%d: loss %.3f, val map %.3f, map_50 %.3f (%.1f images/s, %.0f s)",
-            *(epoch, recipe.epochs, result.train_loss, val["map"], val["map_50"]),
-            *(history[-1]["images_per_s"], result.seconds),
-        )
-        plots.training_curves(history, run.metrics / "training_curves.png")
-        if report["best"]["epoch"] == epoch:
-            picture = run.metrics / "val_predictions.png"
-            plots.predictions_grid(run.val, detections, picture)
-    _save(run, run.output / "trained_model.pth", trainer, report)
+    history: list[dict[str, Any]] = []
+    if checkpoint is not None:
+        trainer.load_state_dict(checkpoint["state"])
+        history = checkpoint["history"]
+        log.info("Continuing after epoch %d", len(history))
+    report = run_files.report(run, trainer, history)
+    if history:  # a run killed between the files of its last epoch is made whole
+        run_files.save_epoch(run, trainer, report)
+    try:
+        for epoch in range(len(history) + 1, recipe.epochs + 1):
+            report = _train_and_validate(run, trainer, history, epoch)
+    except (KeyboardInterrupt, cli.Terminated):
+        if history:
+            command = environment.command_line().replace(" --overwrite", "")
+            log.warning("Stopped. Continue with: %s --resume", command.replace(" --resume", ""))
+        raise
+    run_files.save(run, run.output / "trained_model.pth", trainer, report)
     return report
 
 
-def _build(run: Run) -> Any:
-    """A new model, or the one of `start_from`."""
+def _train_and_validate(
+    run: Run, trainer: "Trainer", history: list[dict[str, Any]], epoch: int
+) -> dict[str, Any]:
+    """One epoch, its validation, and their files; returns the content of training.json.
+
+    `history` grows by the epoch's row as soon as the epoch can be continued from.
+    """
+    from phase1_training import plots
+    from phase1_training.engine import epoch_loader
+
+    epochs, device = trainer.recipe.epochs, trainer.device
+    loader = epoch_loader(
+        run.train,
+        trainer.model,
+        trainer.recipe,
+        workers=run.workers,
+        seed=run.seed,
+        epoch=epoch,
+        pin_memory=device.type == "cuda",
+    )
+    result = trainer.train_epoch(loader, f"epoch {epoch}/{epochs}")
+    val, detections = _validate(run, trainer.model, device)
+    row = _epoch_row(epoch, result, val)
+    report = run_files.report(run, trainer, [*history, row])
+    run_files.save_epoch(run, trainer, report)
+    history.append(row)
+    log.info(
+        "epoch %d/%d: loss %.3f, val map %.3f, map_50 %.3f (%.1f images/s, %.0f s)",
+        *(epoch, epochs, result.train_loss, val["map"], val["map_50"]),
+        *(row["images_per_s"], result.seconds),
+    )
+    plots.training_curves(report["epochs"], run.metrics / "training_curves.png")
+    if report["best"]["epoch"] == epoch:
+        plots.predictions_grid(run.val, detections, run.metrics / "val_predictions.png")
+    return report
+
+
+def _build(run: Run, resume: bool) -> Any:
+    """A new model, the one of `start_from`, or the one a run is continued with."""
+    if resume:
+        import torch
+
+        return models.load_model(run.output / "last.pth", torch.device("cpu")).model
     if run.start_from is not None:
         return run.start_from.model
     return models.build_model(
@@ -127,102 +142,6 @@ def _epoch_row(epoch: int, result: "EpochResult", val: dict[str, Any]) -> dict[s
         "seconds": result.seconds,
         "images_per_s": result.images / result.seconds,
     }
-
-
-def _report(
-    run: Run, recipe: "Recipe", device: "torch.device", history: list[dict[str, Any]]
-) -> dict[str, Any]:
-    from common.timing import resident_peak_mib
-
-    inputs = [run.train.annotation_file, run.val.annotation_file]
-    peak_memory_mib = resident_peak_mib()
-    if device.type == "cuda":
-        import torch
-
-        peak_memory_mib = torch.cuda.max_memory_allocated(device) / 2**20
-    best = max(history, key=lambda row: row["val"]["map"], default=None)
-    seconds = sum(row["seconds"] for row in history)
-    images = sum(row["seconds"] * row["images_per_s"] for row in history)
-    return {
-        **artifacts.provenance("training", str(device), inputs),
-        "architecture": run.architecture,
-        "class_names": run.train.class_names,
-        "images": {"train": len(run.train.records), "val": len(run.val.records)},
-        "recipe": asdict(recipe),
-        "seed": run.seed,
-        "epochs": history,
-        "best": best and {"epoch": best["epoch"], **best["val"]},
-        "complete": len(history) == recipe.epochs,
-        "training_s": seconds,
-        "images_per_s": images / seconds if seconds else None,
-        "peak_memory_mib": peak_memory_mib,
-    }
-
-
-# --- saving and continuing --------------------------------------------------------------------
-
-
-def _save_epoch(run: Run, trainer: "Trainer", report: dict[str, Any]) -> None:
-    """last.pth goes first: what the report tells of can always be continued."""
-    _save(run, run.output / "last.pth", trainer, report, state=trainer.state_dict())
-    if report["best"]["epoch"] == len(report["epochs"]):
-        _save(run, run.output / "best_model.pth", trainer, report)
-    artifacts.write_json(run.metrics / "training.json", report)
-    rows = [",".join(LOG_COLUMNS)]
-    for epoch in report["epochs"]:
-        flat = {**epoch, **epoch["val"]}
-        rows.append(",".join(f"{flat[column]:.6g}" for column in LOG_COLUMNS))
-    artifacts.write_text(run.metrics / "training_log.csv", "\n".join(rows) + "\n")
-
-
-def _save(run: Run, path: Path, trainer: "Trainer", report: dict[str, Any], **extra: Any) -> None:
-    epochs = report["epochs"]
-    models.save_model(
-        path,
-        trainer.model,
-        architecture=run.architecture,
-        class_names=run.train.class_names,
-        category_ids=run.train.category_ids,
-        summary={key: value for key, value in report.items() if key != "epochs"}
-        | {"epoch": len(epochs), "val": epochs[-1]["val"]},
-        history=epochs,
-        recipe=asdict(trainer.recipe),
-        data=_data_identity(run),
-        **extra,
-    )
-
-
-def _data_identity(run: Run) -> dict[str, Any]:
-    return {
-        "train": artifacts.sha256(run.train.annotation_file),
-        "val": artifacts.sha256(run.val.annotation_file),
-        "train_images": len(run.train.records),
-        "seed": run.seed,
-    }
-
-
-def _restore(run: Run, trainer: "Trainer") -> list[dict[str, Any]]:
-    """Loads last.pth into the trainer and returns the epochs done.
-
-    Raises:
-        UserError: nothing to continue, or the run was another one; the difference is named.
-    """
-    path = run.output / "last.pth"
-    if not path.is_file():
-        raise UserError(path, "nothing to continue", "start without --resume")
-    checkpoint = artifacts.load_checkpoint(path)
-    saved = {"architecture": checkpoint["architecture"], **checkpoint["recipe"]}
-    wanted = {"architecture": run.architecture, **asdict(trainer.recipe)}
-    saved.update(checkpoint["data"], classes=tuple(checkpoint["class_names"]))
-    wanted.update(_data_identity(run), classes=run.train.class_names)
-    for key, value in wanted.items():
-        if saved[key] != value:
-            what = f"was trained with {key} {saved[key]}, not {value}"
-            raise UserError(path, what, "give the same settings, or start without --resume")
-    trainer.model.load_state_dict(checkpoint["model_state_dict"])
-    trainer.load_state_dict(checkpoint["state"])
-    log.info("Continuing after epoch %d", len(checkpoint["history"]))
-    return checkpoint["history"]
 
 
 # --- command line -----------------------------------------------------------------------------
@@ -300,12 +219,17 @@ def _prepare(args: argparse.Namespace) -> Run:
     else:
         is_demo = data_path.resolve() == paths.DEMO
         architecture = models.DEMO if is_demo else "fasterrcnn_resnet50_fpn"
+    if start_from is not None:
+        transform = start_from.model.transform
+        min_size, max_size = transform.min_size[-1], transform.max_size
+    else:
+        min_size, max_size = models.input_size(architecture, args.min_size, args.max_size)
     is_default_output = args.output.resolve() == paths.MODELS
     return Run(
         architecture=architecture,
         weights=args.weights or ("none" if architecture == models.DEMO else "coco"),
-        min_size=args.min_size,
-        max_size=args.max_size,
+        min_size=min_size,
+        max_size=max_size,
         train=train_split,
         val=val_split,
         output=args.output,
@@ -355,25 +279,31 @@ def _recipe(args: argparse.Namespace, run: Run) -> "Recipe":
     )
 
 
+def _require_writable(folder: Path) -> None:
+    """A folder that cannot be written to is told before an epoch is spent, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        what = f"cannot be written to ({error.strerror})"
+        raise UserError(folder, what, "choose another --output") from None
+
+
 def _run(args: argparse.Namespace) -> None:
     run = _prepare(args)
     device = environment.select_device(args.device)
     if args.amp == "fp16" and device.type == "cpu":
         raise UserError("--amp fp16", "needs a GPU", "use --amp bf16 or off")
     recipe = _recipe(args, run)
+    for folder in (run.output, run.metrics):
+        _require_writable(folder)
     log.info(environment.summary_line(str(device)))
     log.info(
         "%s on %d images of %d classes (%d val images), %d epochs of batch %d",
         *(run.architecture, len(run.train.records), len(run.train.class_names)),
         *(len(run.val.records), recipe.epochs, recipe.batch_size),
     )
-    try:
-        report = train(run, recipe, device, resume=args.resume)
-    except (KeyboardInterrupt, cli.Terminated):
-        if (run.output / "last.pth").exists():
-            command = environment.command_line().replace(" --overwrite", "")
-            log.warning("Stopped. Continue with: %s --resume", command.replace(" --resume", ""))
-        raise
+    report = train(run, recipe, device, resume=args.resume)
     best = report["best"]
     log.info(
         "Best: epoch %d, map %.3f, map_50 %.3f (%.0f s of training)",
@@ -381,6 +311,7 @@ def _run(args: argparse.Namespace) -> None:
     )
     names = ("training.json", "training_curves.png", "val_predictions.png")
     saved = [run.output / "best_model.pth", *(run.metrics / name for name in names)]
+    saved = [path for path in saved if path.exists()]  # killed before a picture: not drawn again
     model_flag = "" if run.output.resolve() == paths.MODELS else f" --model-path {saved[0]}"
     cli.finished(saved, f"python phase2_optimization/benchmark_inference.py{model_flag}")
 
