@@ -111,20 +111,38 @@ def epoch_loader(
     epoch: int,
     pin_memory: bool,
 ) -> DataLoader:
-    """Shuffled batches of one epoch. Order and augmentation depend on (seed, epoch) only, so a
-    continued run sees the batches that an uninterrupted one would have seen."""
-    torch.manual_seed(seed * 100_003 + epoch)  # augmentation without workers, proposal sampling
-    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    """Shuffled batches of one epoch. Order and augmentation depend on (seed, epoch, workers) only,
+    so a continued run sees the batches that an uninterrupted one would have seen. In place of a
+    batch that cannot be read comes the text of the error."""
+    epoch_seed = (seed * 100_003 + epoch) % 2**63
+    torch.manual_seed(epoch_seed)  # augmentation without workers, proposal sampling
+    generator = torch.Generator().manual_seed(epoch_seed)
     transform = train_transform(model.transform.min_size[-1], model.transform.max_size)
     return DataLoader(
-        CocoDetectionDataset(split, transform),  # type: ignore[arg-type]
+        _TrainingImages(split, transform),  # type: ignore[arg-type]
         batch_size=recipe.batch_size,
         shuffle=True,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate_or_error,
         generator=generator,
         pin_memory=pin_memory,
     )
+
+
+class _TrainingImages(CocoDetectionDataset):
+    """Hands a UserError over as text: raised in a loader process, it would arrive as a RuntimeError
+    with a traceback inside."""
+
+    def __getitem__(self, index: int):
+        try:
+            return super().__getitem__(index)
+        except UserError as error:
+            return str(error)
+
+
+def _collate_or_error(batch: list) -> tuple[tuple, tuple] | str:
+    error = next((sample for sample in batch if isinstance(sample, str)), None)
+    return error or collate(batch)
 
 
 class Trainer:
@@ -161,7 +179,7 @@ class Trainer:
         """One pass over the data.
 
         Raises:
-            UserError: the loss is no longer a finite number.
+            UserError: an image cannot be read, or the loss is no longer a finite number.
         """
         self.model.train()
         sums: dict[str, torch.Tensor] = {}
@@ -169,6 +187,8 @@ class Trainer:
         learning_rate = self.optimizer.param_groups[0]["lr"]
         with self._autocast():
             for step, batch in enumerate(cli.progress(loader, total=len(loader), label=label)):
+                if isinstance(batch, str):
+                    raise UserError.__new__(UserError, batch)  # its text is complete
                 losses = self._train_step(*batch)
                 for name, loss in losses.items():
                     weighted = loss.detach() * len(batch[0])
@@ -186,14 +206,14 @@ class Trainer:
         return precision_safe_autocast(self.model, AMP_DTYPES[self.recipe.amp], self.device.type)
 
     def _train_step(self, images: tuple, targets: tuple) -> dict[str, torch.Tensor]:
-        images = [
+        inputs = [
             image.to(self.device, non_blocking=True).to(torch.float32) / 255 for image in images
         ]
-        targets = [
+        truth = [
             {key: target[key].to(self.device, non_blocking=True) for key in ("boxes", "labels")}
             for target in targets
         ]
-        losses = self.model(images, targets)
+        losses = self.model(inputs, truth)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(sum(losses.values())).backward()
         self.scaler.step(self.optimizer)
@@ -205,6 +225,6 @@ class Trainer:
 def _require_finite(sums: dict[str, torch.Tensor], label: str, step: int) -> None:
     for name, value in sums.items():
         if not math.isfinite(value.item()):
-            what = f"{name} is no longer a finite number at step {step}"
+            what = f"{name} is no longer a finite number by step {step + 1}"
             remedy = "lower --lr, raise --warmup-steps, or use --amp off"
             raise UserError(label, what, remedy)
