@@ -8,6 +8,7 @@ status is 2 when a problem is found that would crash a training or spoil it sile
 """
 
 import argparse
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -41,7 +42,8 @@ def check(data_path: Path, min_size: int, max_size: int) -> dict[str, Any]:
     """
     problems: list[dict[str, Any]] = []
     counts: dict[str, Any] = {}
-    digests: dict[str, str] = {}  # image content -> where it was seen first
+    splits: dict[str, CocoSplit] = {}
+    first_seen: dict[str, tuple[str, Path]] = {}  # sha256 of an image -> split and file
     for split_name in ("train", "val"):
         try:
             split, found = parse_split(data_path, split_name)
@@ -51,14 +53,33 @@ def check(data_path: Path, min_size: int, max_size: int) -> dict[str, Any]:
             found = [Problem("structure", "warning", "no val file: training will hold images out")]
             split = None
         if split is not None:
-            found = found + _check_images(split, split_name, digests)
+            splits[split_name] = split
+            found = found + _check_images(split, split_name, first_seen)
             found += _check_sizes(split, min_size, max_size)
             counts[split_name] = _count(split)
+        found += _check_against_train(split_name, splits)
         problems += [{"split": split_name, **asdict(problem)} for problem in found]
     return {"counts": counts, "problems": problems}
 
 
-def _check_images(split: CocoSplit, split_name: str, digests: dict[str, str]) -> list[Problem]:
+def _check_against_train(split_name: str, splits: dict[str, CocoSplit]) -> list[Problem]:
+    """What makes a training refuse its validation images."""
+    train, val = splits.get("train"), splits.get("val")
+    if split_name != "val" or train is None:
+        return []
+    if val is None and len(train.records) == 1:
+        return [Problem("structure", "error", "one image only: none can be held out")]
+    if val is not None and (train.category_ids, train.class_names) != (
+        val.category_ids,
+        val.class_names,
+    ):
+        return [Problem("category", "error", "its categories differ from those of train")]
+    return []
+
+
+def _check_images(
+    split: CocoSplit, split_name: str, first_seen: dict[str, tuple[str, Path]]
+) -> list[Problem]:
     """Decodes every image; equal files are named, above all between train and val."""
     problems = []
     progress = cli.progress(split.records, total=len(split.records), label=f"{split_name} images")
@@ -69,12 +90,12 @@ def _check_images(split: CocoSplit, split_name: str, digests: dict[str, str]) ->
         except UserError as error:
             problems.append(Problem("image", "error", str(error), name))
             continue
-        digest = artifacts.sha256(record.path)
-        seen = digests.setdefault(digest, f"{split_name}: {name}")
-        if seen != f"{split_name}: {name}":
-            is_leak = not seen.startswith(f"{split_name}:")
-            kind = "leakage" if is_leak else "duplicate image"
-            problems.append(Problem(kind, "warning", f"{name} is the same file as {seen}", name))
+        here = (split_name, record.path)
+        seen = first_seen.setdefault(artifacts.sha256(record.path), here)
+        if seen != here:
+            kind = "leakage" if seen[0] != split_name else "duplicate image"
+            message = f"{name} is the same picture as {seen[1].name} in {seen[0]}"
+            problems.append(Problem(kind, "warning", message, name))
     return problems
 
 
@@ -145,7 +166,8 @@ def _run(args: argparse.Namespace) -> int:
         log.info("Saved %s", paths.display(path))
         raise UserError(args.data_path, f"{len(errors)} errors ({where})", "mend them first")
     log.info("Nothing found that would stop a training.")
-    cli.finished([path], f"python phase1_training/train.py --data-path {args.data_path}")
+    words = ["python", "phase1_training/train.py", "--data-path", paths.display(args.data_path)]
+    cli.finished([path], shlex.join(words))
     return 0
 
 
