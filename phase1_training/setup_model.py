@@ -10,6 +10,7 @@ Writes initial_model.pth into --output; train from it with
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,9 +166,13 @@ def _run(args: argparse.Namespace) -> None:
         args.output,
         device,
     )
-    data = "" if args.data_path == paths.DEMO else f" --data-path {args.data_path}"
-    next_command = f"python phase1_training/train.py{data} --model-path {paths.display(path)}"
-    cli.finished([path], next_command)
+    if args.num_classes:  # no data set is known to have these classes
+        cli.finished([path], None)
+        return
+    words = ["python", "phase1_training/train.py", "--model-path", paths.display(path)]
+    if args.data_path != paths.DEMO:
+        words += ["--data-path", str(args.data_path)]
+    cli.finished([path], shlex.join(words))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
