@@ -1,0 +1,418 @@
+"""INT8 quantisation of a detector: PyTorch's dynamic one and ONNX Runtime's static one.
+
+    python phase4_deployment/quantization.py                   # both, on the demo model and data
+    python phase4_deployment/quantization.py --max-map-drop 0.01 --calibration-images 64
+
+A real number x is stored as the integer round(x / scale) + zero_point (Jacob et al. 2018,
+https://arxiv.org/abs/1712.05877). Dynamic quantisation does so for the weights and finds the
+activations' scales anew at every call; PyTorch has it for Linear layers only, so a detector's
+convolutions stay in float. Static quantisation fixes the activations' scales beforehand, on
+calibration images, and covers convolutions too.
+
+Writes outputs/metrics/quantization.json; `quantize.py` writes quantised models.
+"""
+
+import argparse
+import contextlib
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/quantization.py` finds common/
+
+import numpy as np
+
+from common import artifacts, cli, paths
+from common.cli import log
+from common.coco import CocoSplit, ImageRecord, read_image
+
+if TYPE_CHECKING:
+    import torch
+    from torchvision.models.detection import FasterRCNN
+
+    from common.models import Detections, Predictor
+
+QUANTIZED_OPERATORS = ("Conv", "Gemm", "MatMul")  # the rest of the graph is box arithmetic
+DYNAMIC = "dynamic int8"  # the value of "quantization" in a checkpoint
+CALIBRATION_IMAGES = 32
+MAX_MAP_DROP = 0.02
+CONFIDENT = 0.5  # FP32 detections from here on count as what an INT8 model should find
+
+
+# --- dynamic quantisation in PyTorch ----------------------------------------------------------
+
+
+def quantize_dynamic(model: "FasterRCNN") -> "FasterRCNN":
+    """A copy whose Linear layers hold int8 weights; the CPU only.
+
+    Conv2d is asked for as well, and left alone: PyTorch has no dynamic int8 convolution.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao announces its removal at every call
+        return torch.ao.quantization.quantize_dynamic(
+            model.cpu().eval(), {torch.nn.Linear, torch.nn.Conv2d}, dtype=torch.qint8
+        )
+
+
+def count_quantized(model: "torch.nn.Module") -> dict[str, dict[str, int]]:
+    """{"Linear": {"int8": n, "float": m}, "Conv2d": {...}} over the layers of a model."""
+    import torch
+    from torch.ao.nn import quantized
+    from torch.ao.nn.quantized import dynamic
+
+    kinds = {
+        "Linear": (dynamic.Linear, torch.nn.Linear),
+        "Conv2d": (quantized.Conv2d, torch.nn.Conv2d),
+    }
+    layers = list(model.modules())
+    return {
+        name: {
+            "int8": sum(isinstance(layer, int8) for layer in layers),
+            "float": sum(type(layer) is full for layer in layers),
+        }
+        for name, (int8, full) in kinds.items()
+    }
+
+
+def save_dynamic(path: Path, model: "FasterRCNN", checkpoint: dict[str, Any]) -> None:
+    """Writes a dynamically quantised model as tensors and plain values; see `load_dynamic`.
+
+    Args:
+        model: from `quantize_dynamic`.
+        checkpoint: the FP32 checkpoint it was made from; its description is kept.
+    """
+    kept = ("architecture", "num_classes", "min_size", "max_size", "class_names", "category_ids")
+    content = {key: checkpoint[key] for key in kept}
+    content |= {"quantization": DYNAMIC, "model_state_dict": model.state_dict()}
+    summary = {key: content[key] for key in (*kept, "quantization")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        artifacts.save_checkpoint(path, content, summary)
+
+
+def load_dynamic(path: Path) -> "FasterRCNN":
+    """Loads what `save_dynamic` wrote, in evaluation mode on the CPU; executes no pickled code.
+
+    Raises:
+        UserError: no such file, a damaged one, or a checkpoint that is not quantised.
+    """
+    from common.models import build_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint = artifacts.load_checkpoint(path)
+    if checkpoint.get("quantization") != DYNAMIC:
+        raise cli.UserError(path, "not quantised", "use common.models.load_model for it")
+    sizes = {key: checkpoint[key] for key in ("min_size", "max_size")}
+    model = build_model(checkpoint["architecture"], checkpoint["num_classes"], **sizes)
+    model = quantize_dynamic(model)
+    model.load_state_dict(checkpoint["model_state_dict"])
+    return model.eval()
+
+
+# --- static quantisation of an ONNX file ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StaticResult:
+    """What `quantize_within_budget` made.
+
+    Attributes:
+        map_drop: mAP of FP32 minus mAP of INT8 on the validation images.
+        float_groups: parts of the network left in float to hold the budget.
+        accepted: whether the budget holds.
+        int8_layers, layers: quantised and quantisable Conv, Gemm and MatMul nodes.
+        trials: every attempt as {"float_groups", "map", "map_drop"}.
+    """
+
+    map_drop: float
+    float_groups: tuple[str, ...]
+    accepted: bool
+    int8_layers: int
+    layers: int
+    trials: tuple[dict[str, Any], ...]
+
+
+def calibration_records(train: CocoSplit, count: int) -> tuple[ImageRecord, ...]:
+    """`count` images spread evenly over a training split (all of it when it has fewer)."""
+    places = np.linspace(0, len(train.records) - 1, min(count, len(train.records)))
+    return tuple(train.records[place] for place in places.round().astype(int))
+
+
+def quantize_static(
+    source: Path, target: Path, images: Iterable[ImageRecord], float_nodes: Sequence[str] = ()
+) -> None:
+    """Writes an INT8 copy of an FP32 ONNX detector: QDQ form, int8 weights, uint8 activations.
+
+    Weights get a scale per output channel. Unsigned activations are what x86's integer
+    instructions multiply with signed weights; with signed ones they lose most of the speed.
+    Only QUANTIZED_OPERATORS are touched: box decoding, NMS and RoIAlign stay in float.
+
+    Args:
+        images: calibration images; the range of every activation is the widest seen on them.
+        float_nodes: names of nodes to leave in float.
+    """
+    import onnx
+    from onnxruntime import quantization as ort_quantization
+
+    batches = iter(images)
+
+    class Reader(ort_quantization.CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            record = next(batches, None)
+            if record is None:
+                return None
+            return {"images": read_image(record.path, (record.width, record.height))[None]}
+
+    with artifacts.atomic_path(target) as temporary, _without_root_log():
+        ort_quantization.quantize_static(
+            source,
+            temporary,
+            Reader(),
+            quant_format=ort_quantization.QuantFormat.QDQ,
+            op_types_to_quantize=list(QUANTIZED_OPERATORS),
+            per_channel=True,
+            activation_type=ort_quantization.QuantType.QUInt8,
+            weight_type=ort_quantization.QuantType.QInt8,
+            nodes_to_exclude=list(float_nodes),
+        )
+        model = onnx.load(temporary)
+        _strip(model)
+        onnx.checker.check_model(model)
+        onnx.save_model(model, temporary)
+
+
+@contextlib.contextmanager
+def _without_root_log() -> Iterator[None]:
+    """Drops what ONNX Runtime says through the root logger: it advises pre-processing, which the
+    exporter has done, and would set up a handler that doubles the messages of others."""
+    root, nowhere = logging.getLogger(), logging.NullHandler()
+    level = root.level
+    root.addHandler(nowhere)
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.removeHandler(nowhere)
+
+
+def _strip(model: Any) -> None:
+    """Drops source lines and shapes that the exporter noted at every node, 25% of a small file."""
+    del model.graph.value_info[:]
+    for part in (*model.graph.node, *model.graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def layer_groups(path: Path) -> dict[str, list[str]]:
+    """Quantisable nodes of an ONNX detector by the part of the network they belong to.
+
+    Returns:
+        for instance {"backbone.body.stem": ["node_Conv_962"], "rpn_head": [...]}, in the order
+        of the graph. A node belongs to a part by the name of its weights.
+    """
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {initializer.name for initializer in graph.initializer}
+    groups: dict[str, list[str]] = {}
+    for node in graph.node:
+        if node.op_type in QUANTIZED_OPERATORS:
+            named = [name for name in node.input if name in weights]
+            parts = named[0].split(".") if named else [node.name]
+            depth = 3 if parts[0] == "backbone" else 2 if parts[0] == "box_predictor" else 1
+            groups.setdefault(".".join(parts[:depth]), []).append(node.name)
+    return groups
+
+
+def count_int8_layers(path: Path) -> tuple[int, int]:
+    """(quantised, all) Conv, Gemm and MatMul nodes of an ONNX file: those fed with int8 weights."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    int8 = {i.name for i in graph.initializer if i.data_type == onnx.TensorProto.INT8}
+    restored = {
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in int8
+    }
+    layers = [node for node in graph.node if node.op_type in QUANTIZED_OPERATORS]
+    return sum(any(name in restored for name in n.input) for n in layers), len(layers)
+
+
+def quantize_within_budget(
+    source: Path,
+    target: Path,
+    calibration: Sequence[ImageRecord],
+    measure_map: Callable[["Predictor"], float],
+    fp32_map: float,
+    max_map_drop: float,
+) -> StaticResult:
+    """Quantises `source`, leaving in float as little as holds the mAP budget.
+
+    When quantising everything costs too much, the parts of the network are ordered by the damage
+    that each does alone on the calibration images, and the fewest of the worst that must stay in
+    float are found by bisection.
+
+    Args:
+        measure_map: mAP of a Predictor on the validation images.
+        fp32_map: mAP of `source` on them.
+        max_map_drop: the budget; when no choice holds it the result is not `accepted`.
+    """
+    groups = layer_groups(source)
+    trials: list[dict[str, Any]] = []
+    kept_drop: dict[int, float] = {}
+
+    def attempt(float_groups: Sequence[str]) -> bool:
+        nodes = [node for group in float_groups for node in groups[group]]
+        quantize_static(source, target, calibration, nodes)
+        value = measure_map(onnx_predictor(target))
+        drop = kept_drop[len(float_groups)] = fp32_map - value
+        trials.append({"float_groups": list(float_groups), "map": value, "map_drop": drop})
+        log.info("INT8 with %s in float: mAP drop %.4f", ", ".join(float_groups) or "nothing", drop)
+        return drop <= max_map_drop
+
+    worst: list[str] = []
+    count = 0
+    accepted = attempt(())
+    if not accepted:
+        worst = rank_by_damage(source, groups, calibration)[:-1]  # all in float is not INT8
+        low, count = 0, len(worst)
+        accepted = attempt(worst)
+        while accepted and count - low > 1:
+            middle = (low + count) // 2
+            low, count = (low, middle) if attempt(worst[:middle]) else (middle, count)
+        if len(trials[-1]["float_groups"]) != count:
+            accepted = attempt(worst[:count])
+    int8_layers, layers = count_int8_layers(target)
+    return StaticResult(
+        kept_drop[count], tuple(worst[:count]), accepted, int8_layers, layers, tuple(trials)
+    )
+
+
+def rank_by_damage(
+    source: Path, groups: dict[str, list[str]], calibration: Sequence[ImageRecord]
+) -> list[str]:
+    """Names of the groups, first the one whose quantisation alone changes the detections most.
+
+    The change is measured on calibration images, as mAP with FP32's confident detections as the
+    truth, so that the validation images do not choose.
+    """
+    from common.evaluation import coco_map
+
+    images = [read_image(record.path, (record.width, record.height)) for record in calibration]
+    predict = onnx_predictor(source)
+    expected = [predict([image])[0] for image in images]
+    classes = max((int(found.labels.max()) for found in expected if len(found.labels)), default=1)
+    truth = _as_truth(calibration, expected, classes)
+    agreement = {}
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "part.onnx"
+        for name in groups:
+            others = [node for other in groups if other != name for node in groups[other]]
+            quantize_static(source, target, calibration, others)
+            predict = onnx_predictor(target)
+            value = coco_map(truth, [predict([image])[0] for image in images])["map"]
+            agreement[name] = 1.0 if value is None else value
+            log.info("  %s alone in INT8: agreement %.3f", name, agreement[name])
+    return sorted(agreement, key=lambda name: agreement[name])
+
+
+def _as_truth(
+    records: Sequence[ImageRecord], detections: Sequence["Detections"], classes: int
+) -> CocoSplit:
+    """A split whose ground truth is a detector's confident output."""
+    replaced = []
+    for record, found in zip(records, detections, strict=True):
+        sure = found.scores >= CONFIDENT
+        boxes = found.boxes_xyxy[sure]
+        sides = boxes[:, 2:] - boxes[:, :2]
+        replaced.append(
+            replace(
+                record,
+                boxes_xyxy=boxes,
+                labels=found.labels[sure],
+                is_crowd=np.zeros(len(boxes), bool),
+                areas=sides.prod(axis=1),
+            )
+        )
+    names = tuple(str(label) for label in range(1, classes + 1))
+    return CocoSplit(Path("detections"), tuple(replaced), names, tuple(range(1, classes + 1)))
+
+
+def onnx_predictor(path: Path) -> "Predictor":
+    """A Predictor over an ONNX detector on the CPU, with as many threads as PyTorch uses."""
+    import torch
+
+    from phase4_deployment import export_onnx
+    from phase4_deployment.package.detect import Detector
+
+    return export_onnx.onnx_predictor(Detector(path, "cpu", torch.get_num_threads()))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    cli.add_common_arguments(parser, output=paths.METRICS, output_help="folder for the report")
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that quantization.py and quantize.py share."""
+    parser.add_argument("--model-path", type=Path, help="checkpoint (default: newest best model)")
+    parser.add_argument("--data-path", type=Path, help="COCO data set (default: the demo data)")
+    parser.add_argument(
+        "--calibration-images",
+        type=cli.positive_int,
+        default=CALIBRATION_IMAGES,
+        help="training images that fix the ranges of static INT8",
+    )
+    parser.add_argument(
+        "--max-map-drop",
+        type=cli.fraction,
+        default=MAX_MAP_DROP,
+        help="mAP that static INT8 may lose on the val images before layers stay in float",
+    )
+    parser.add_argument(
+        "--max-images", type=cli.positive_int, default=100, help="val images to compute mAP on"
+    )
+    parser.add_argument(
+        "--num-iterations", type=cli.positive_int, default=30, help="timed rounds, at most"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+
+    def demonstrate() -> None:
+        from phase4_deployment.quantize import quantize
+
+        with tempfile.TemporaryDirectory() as folder:
+            quantize(
+                args.model_path,
+                args.data_path,
+                outputs=[Path(folder) / "dynamic.pth", Path(folder) / "static.onnx"],
+                calibration_images=args.calibration_images,
+                max_map_drop=args.max_map_drop,
+                max_images=args.max_images,
+                num_iterations=args.num_iterations,
+                device_name=args.device,
+                seed=args.seed,
+                report_path=args.output / "quantization.json",
+            )
+        cli.finished([args.output / "quantization.json"], "python phase4_deployment/export_all.py")
+
+    return cli.run(demonstrate, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
