@@ -146,7 +146,7 @@ def _time(
 
     def at(size: int, rounds: int, budget_s: float) -> dict[str, np.ndarray]:
         images = val.batch(size)
-        arms = {item.name: lambda p=item.predict: p(images) for item in formats}  # type: ignore[misc]
+        arms = {item.name: lambda p=item.predict: p(images) for item in formats}
         return timing.measure_interleaved(
             arms, rounds=rounds, warmup=2 if size == 1 else 1, device=device, seed=seed,
             budget_s=budget_s,
@@ -170,7 +170,7 @@ def _time(
 
 def _speed(item: Format, times: dict[int, dict[str, np.ndarray]], seed: int) -> dict[str, Any]:
     own = times[1][item.name]
-    batches = [
+    batches: list[dict[str, Any]] = [
         {
             "batch_size": size,
             "latency_ms": timing.summarise(by_name[item.name]),

@@ -18,8 +18,7 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,20 +28,18 @@ sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/quantization.py` f
 import numpy as np
 
 from common import artifacts, cli, paths
-from common.cli import log
 from common.coco import CocoSplit, ImageRecord, read_image
 
 if TYPE_CHECKING:
     import torch
     from torchvision.models.detection import FasterRCNN
 
-    from common.models import Detections, Predictor
+    from common.models import Predictor
 
 QUANTIZED_OPERATORS = ("Conv", "Gemm", "MatMul")  # the rest of the graph is box arithmetic
 DYNAMIC = "dynamic int8"  # the value of "quantization" in a checkpoint
 CALIBRATION_IMAGES = 32
 MAX_MAP_DROP = 0.02
-CONFIDENT = 0.5  # FP32 detections from here on count as what an INT8 model should find
 
 
 # --- dynamic quantisation in PyTorch ----------------------------------------------------------
@@ -119,26 +116,6 @@ def load_dynamic(path: Path) -> "FasterRCNN":
 
 
 # --- static quantisation of an ONNX file ------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StaticResult:
-    """What `quantize_within_budget` made.
-
-    Attributes:
-        map_drop: mAP of FP32 minus mAP of INT8 on the validation images.
-        float_groups: parts of the network left in float to hold the budget.
-        accepted: whether the budget holds.
-        int8_layers, layers: quantised and quantisable Conv, Gemm and MatMul nodes.
-        trials: every attempt as {"float_groups", "map", "map_drop"}.
-    """
-
-    map_drop: float
-    float_groups: tuple[str, ...]
-    accepted: bool
-    int8_layers: int
-    layers: int
-    trials: tuple[dict[str, Any], ...]
 
 
 def calibration_records(train: CocoSplit, count: int) -> tuple[ImageRecord, ...]:
@@ -247,106 +224,6 @@ def count_int8_layers(path: Path) -> tuple[int, int]:
     }
     layers = [node for node in graph.node if node.op_type in QUANTIZED_OPERATORS]
     return sum(any(name in restored for name in n.input) for n in layers), len(layers)
-
-
-def quantize_within_budget(
-    source: Path,
-    target: Path,
-    calibration: Sequence[ImageRecord],
-    measure_map: Callable[["Predictor"], float],
-    fp32_map: float,
-    max_map_drop: float,
-) -> StaticResult:
-    """Quantises `source`, leaving in float as little as holds the mAP budget.
-
-    When quantising everything costs too much, the parts of the network are ordered by the damage
-    that each does alone on the calibration images, and the fewest of the worst that must stay in
-    float are found by bisection.
-
-    Args:
-        measure_map: mAP of a Predictor on the validation images.
-        fp32_map: mAP of `source` on them.
-        max_map_drop: the budget; when no choice holds it the result is not `accepted`.
-    """
-    groups = layer_groups(source)
-    trials: list[dict[str, Any]] = []
-    kept_drop: dict[int, float] = {}
-
-    def attempt(float_groups: Sequence[str]) -> bool:
-        nodes = [node for group in float_groups for node in groups[group]]
-        quantize_static(source, target, calibration, nodes)
-        value = measure_map(onnx_predictor(target))
-        drop = kept_drop[len(float_groups)] = fp32_map - value
-        trials.append({"float_groups": list(float_groups), "map": value, "map_drop": drop})
-        log.info("INT8 with %s in float: mAP drop %.4f", ", ".join(float_groups) or "nothing", drop)
-        return drop <= max_map_drop
-
-    worst: list[str] = []
-    count = 0
-    accepted = attempt(())
-    if not accepted:
-        worst = rank_by_damage(source, groups, calibration)[:-1]  # all in float is not INT8
-        low, count = 0, len(worst)
-        accepted = attempt(worst)
-        while accepted and count - low > 1:
-            middle = (low + count) // 2
-            low, count = (low, middle) if attempt(worst[:middle]) else (middle, count)
-        if len(trials[-1]["float_groups"]) != count:
-            accepted = attempt(worst[:count])
-    int8_layers, layers = count_int8_layers(target)
-    return StaticResult(
-        kept_drop[count], tuple(worst[:count]), accepted, int8_layers, layers, tuple(trials)
-    )
-
-
-def rank_by_damage(
-    source: Path, groups: dict[str, list[str]], calibration: Sequence[ImageRecord]
-) -> list[str]:
-    """Names of the groups, first the one whose quantisation alone changes the detections most.
-
-    The change is measured on calibration images, as mAP with FP32's confident detections as the
-    truth, so that the validation images do not choose.
-    """
-    from common.evaluation import coco_map
-
-    images = [read_image(record.path, (record.width, record.height)) for record in calibration]
-    predict = onnx_predictor(source)
-    expected = [predict([image])[0] for image in images]
-    classes = max((int(found.labels.max()) for found in expected if len(found.labels)), default=1)
-    truth = _as_truth(calibration, expected, classes)
-    agreement = {}
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "part.onnx"
-        for name in groups:
-            others = [node for other in groups if other != name for node in groups[other]]
-            quantize_static(source, target, calibration, others)
-            predict = onnx_predictor(target)
-            value = coco_map(truth, [predict([image])[0] for image in images])["map"]
-            agreement[name] = 1.0 if value is None else value
-            log.info("  %s alone in INT8: agreement %.3f", name, agreement[name])
-    return sorted(agreement, key=lambda name: agreement[name])
-
-
-def _as_truth(
-    records: Sequence[ImageRecord], detections: Sequence["Detections"], classes: int
-) -> CocoSplit:
-    """A split whose ground truth is a detector's confident output."""
-    replaced = []
-    for record, found in zip(records, detections, strict=True):
-        sure = found.scores >= CONFIDENT
-        boxes = found.boxes_xyxy[sure]
-        sides = boxes[:, 2:] - boxes[:, :2]
-        replaced.append(
-            replace(
-                record,
-                boxes_xyxy=boxes,
-                labels=found.labels[sure],
-                is_crowd=np.zeros(len(boxes), bool),
-                areas=sides.prod(axis=1),
-            )
-        )
-    names = tuple(str(label) for label in range(1, classes + 1))
-    return CocoSplit(Path("detections"), tuple(replaced), names, tuple(range(1, classes + 1)))
 
 
 def onnx_predictor(path: Path) -> "Predictor":

@@ -198,12 +198,13 @@ def int8_format(
 ) -> "Format":
     """Static INT8 of an FP32 ONNX file, within the mAP budget if that can be."""
     from common.evaluation import coco_map
+    from phase4_deployment import int8_search
     from phase4_deployment.measuring import Format
 
     def measure_map(predict: Any) -> float:
         return coco_map(images.split, images.detect(predict))["map"] or 0.0
 
-    result = quantization.quantize_within_budget(
+    result = int8_search.quantize_within_budget(
         fp32,
         file,
         quantization.calibration_records(train, calibration_images),

@@ -1,0 +1,341 @@
+"""Builds the deployment folder: every format of a detector, measured in one run and verified.
+
+    python phase4_deployment/export_all.py
+    python phase4_deployment/export_all.py \\
+        --model-path outputs/models/best_model.pth \\
+        --output-dir outputs/deployment \\
+        --batch-sizes 1,2,4,8,16,32
+
+model.pth (PyTorch), model.onnx, model_int8.onnx (static INT8), model.pt2 (torch.export), and what
+runs them: detect.py, labels.json, requirements.txt, README.md, package_info.json. A format beyond
+its tolerance is left out of the folder, and the exit status is then 2 although the rest is there.
+All formats run on the CPU; batch sizes above 1 are timed as far as --time-budget-s reaches.
+
+Reports to outputs/metrics/export.json, export_comparison.png and quantization.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/export_all.py` finds common/
+
+from common import artifacts, cli, environment, paths
+from common.cli import UserError, log
+from phase4_deployment import quantization
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from common.inference_graph import InferenceGraph
+    from common.models import LoadedModel, Predictor
+    from phase4_deployment.measuring import Format
+
+BATCH_SIZES = "1,2,4,8,16,32"
+TIME_BUDGET_S = 20.0
+COLD_START_IMAGES = 3
+SHIPPED_STATUS = "ok"
+
+
+def export_all(
+    model_path: Path | None,
+    data_path: Path | None,
+    *,
+    output_dir: Path,
+    batch_sizes: Sequence[int],
+    calibration_images: int,
+    max_map_drop: float,
+    max_images: int,
+    num_iterations: int,
+    time_budget_s: float,
+    seed: int,
+    metrics: Path,
+) -> None:
+    """Builds, measures and verifies the package, then puts it in place of an older one.
+
+    Raises:
+        UserError: missing or unfit inputs, an output folder of somebody else, an ONNX export that
+            differs from PyTorch (nothing is replaced), or a format that was left out (the rest
+            is in place).
+    """
+    import torch
+
+    from phase4_deployment import export_plot, measuring, package_files
+    from phase4_deployment.quantize import load_inputs
+    from phase4_deployment.quantize import report as quantization_report
+
+    package_files.check_target(output_dir)
+    environment.seed_everything(seed)
+    log.info(environment.summary_line("cpu"))
+    cpu = torch.device("cpu")
+    loaded, train, val = load_inputs(model_path, data_path, cpu)
+    images = measuring.ValImages(val, max_images)
+    with package_files.package_folder(output_dir) as folder, tempfile.TemporaryDirectory() as other:
+        formats = build_formats(
+            loaded, folder, Path(other), train, images, calibration_images, max_map_drop
+        )
+        measure_cold_starts(formats, images.images[:COLD_START_IMAGES])
+        rows, skipped = measuring.measure_formats(
+            formats,
+            images,
+            rounds=num_iterations,
+            batch_sizes=batch_sizes,
+            time_budget_s=time_budget_s,
+            device=cpu,
+            seed=seed,
+        )
+        for row in rows:
+            if row["status"] != SHIPPED_STATUS and row["file"]:
+                (folder / row["file"]).unlink(missing_ok=True)
+        report = {
+            **quantization_report(rows, loaded, train, val, calibration_images),
+            "schema": f"export/{artifacts.SCHEMA_VERSION}",
+            "val_images": len(images.images),
+            "batch_sizes_skipped": skipped,
+            "time_budget_s": time_budget_s,
+        }
+        shipped = [row for row in rows if row["name"] != "pytorch_int8_dynamic"]
+        package_files.write_small_files(folder, loaded, shipped, report)
+        report["package_check"] = check_package(folder, formats, rows, images.images[0], loaded)
+    report_path, picture = metrics / "export.json", metrics / "export_comparison.png"
+    artifacts.write_json(report_path, {**report, "formats": shipped})
+    compared = [row for row in rows if "int8" in row["name"] or row["name"].endswith("fp32")]
+    artifacts.write_json(
+        metrics / "quantization.json",
+        quantization_report(compared, loaded, train, val, calibration_images),
+    )
+    export_plot.draw({**report, "formats": rows}, picture)
+    saved = [output_dir, report_path, metrics / "quantization.json", picture]
+    cli.finished(saved, "python -m common.report")
+    rejected = [row for row in shipped if row["status"].startswith("rejected")]
+    if rejected:
+        name = rejected[0]["file"]
+        raise UserError(
+            output_dir / name,
+            f"left out of the package, {rejected[0]['status']}",
+            "accept it with a larger --max-map-drop, or use the formats that are there",
+        )
+
+
+def build_formats(
+    loaded: "LoadedModel",
+    folder: Path,
+    other: Path,
+    train: Any,
+    images: Any,
+    calibration_images: int,
+    max_map_drop: float,
+) -> list["Format"]:
+    """Writes every format, the shipped ones into `folder`; the baseline is the first."""
+    import torch
+
+    from common.inference_graph import InferenceGraph, graph_predictor
+    from common.models import save_model
+    from phase4_deployment.export_onnx import GATE_IMAGES, export_onnx
+    from phase4_deployment.measuring import Format
+    from phase4_deployment.quantize import baseline, dynamic_format, int8_format
+
+    cpu = torch.device("cpu")
+    pth, onnx, pt2 = (folder / f"model.{suffix}" for suffix in ("pth", "onnx", "pt2"))
+    description: dict[str, Any] = {
+        "architecture": loaded.architecture,
+        "class_names": list(loaded.class_names),
+        "category_ids": list(loaded.category_ids),
+    }
+    save_model(pth, loaded.model, summary=description, **description)
+    stock = baseline(loaded, cpu)
+    stock.file = pth
+    log.info("Exporting model.onnx")
+    parity = export_onnx(loaded, onnx, images=images.images[:GATE_IMAGES])
+    log.info("Exporting model.pt2")
+    program = export_program(InferenceGraph(loaded.model), pt2)
+    log.info("Quantising")
+    return [
+        stock,
+        Format("torchscript", None, "pytorch", None, status=try_torchscript(loaded.model)),
+        Format("pytorch_export", pt2, "pytorch", graph_predictor(program, cpu)),
+        Format(
+            "onnx_fp32",
+            onnx,
+            "onnxruntime",
+            quantization.onnx_predictor(onnx),
+            extra={"export_gate": parity},
+        ),
+        int8_format(
+            onnx, folder / "model_int8.onnx", train, images, calibration_images, max_map_drop
+        ),
+        dynamic_format(loaded, other / "model_int8_dynamic.pth", max_map_drop),
+    ]
+
+
+def export_program(graph: "InferenceGraph", path: Path) -> Any:
+    """Saves a torch.export program with dynamic batch, height and width; returns its module.
+
+    The guards that the export derives refuse feature maps of one row or column, on which the
+    program is right all the same; they are left out here and when loading.
+    """
+    import torch
+
+    dynamic = torch.export.Dim.DYNAMIC
+    example = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)
+    with torch.no_grad():
+        program = torch.export.export(
+            graph, (example,), dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},)
+        )
+    with artifacts.atomic_path(path) as temporary:
+        torch.export.save(program, temporary)
+    return program.module(check_guards=False)
+
+
+def try_torchscript(model: Any) -> str:
+    """The status of TorchScript: what torch.jit.trace answers to a detector, in its own words."""
+    import torch
+
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.jit.trace(model, ([torch.zeros(3, 64, 64)],))
+    except RuntimeError as error:
+        return f"unsupported: {str(error).strip().splitlines()[0]}"
+    return "unsupported: traced for one image of one size only"
+
+
+def measure_cold_starts(formats: Sequence["Format"], images: "Sequence[np.ndarray]") -> None:
+    """Loads each shipped file in a process of its own; a file that reads back wrong is rejected.
+
+    Fills in `extra["cold_start"]` and `extra["peak_memory_mib"]` (of that process).
+    """
+    import numpy as np
+    import torch
+
+    with tempfile.TemporaryDirectory() as name:
+        archive = Path(name) / "images.npz"
+        np.savez(archive, *images)
+        for item in formats:
+            if item.file is None or item.predict is None or item.name == "pytorch_int8_dynamic":
+                continue
+            log.info("Loading %s in a process of its own", item.file.name)
+            done = subprocess.run(
+                [
+                    *(sys.executable, str(Path(__file__).with_name("cold_start.py"))),
+                    *(str(item.file), str(archive), str(torch.get_num_threads())),
+                ],
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
+                check=False,
+            )
+            if done.returncode:
+                item.status = f"rejected: cannot be loaded ({done.stderr.strip()[-200:]})"
+                continue
+            result = json.loads(done.stdout)
+            detections = result.pop("detections")
+            item.extra["peak_memory_mib"] = result.pop("peak_memory_mib")
+            item.extra["cold_start"] = result
+            _compare_reloaded(item, detections, images)
+
+
+def _compare_reloaded(
+    item: "Format", detections: Sequence[Sequence], images: "Sequence[np.ndarray]"
+) -> None:
+    import numpy as np
+
+    from common.evaluation import compare_detections
+    from common.models import Detections
+    from phase4_deployment.measuring import MIN_MATCHED
+
+    predict: Predictor = item.predict  # type: ignore[assignment]
+    expected = [predict([image])[0] for image in images]
+    actual = [
+        Detections(
+            np.asarray(boxes, np.float32).reshape(-1, 4),
+            np.asarray(scores, np.float32),
+            np.asarray(labels, np.int64),
+        )
+        for boxes, scores, labels in detections
+    ]
+    matched = compare_detections(expected, actual)["matched"] or 0.0
+    if matched < MIN_MATCHED:
+        item.status = f"rejected: the file read back agrees on {matched:.3f} of the boxes only"
+
+
+def check_package(
+    folder: Path,
+    formats: Sequence["Format"],
+    rows: Sequence[dict[str, Any]],
+    image: "np.ndarray",
+    loaded: "LoadedModel",
+) -> dict[str, Any]:
+    """Runs the folder's detect.py in isolation on each ONNX file that is in it."""
+    from phase4_deployment import package_files
+
+    log.info("Running the package's detect.py outside the project")
+    status = {row["name"]: row["status"] for row in rows}
+    # FP32 must find what PyTorch finds; INT8 what the measured file finds
+    judges = {"onnx_fp32": formats[0], **{f.name: f for f in formats if f.name == "onnx_int8"}}
+    checked = {}
+    for item in formats:
+        if item.name in judges and item.file and status[item.name] == SHIPPED_STATUS:
+            judge = judges[item.name].predict
+            assert judge is not None
+            expected = judge([image])[0]
+            checked[item.file.name] = package_files.verify(
+                folder, item.file.name, image, expected, loaded.category_ids
+            )
+    return checked
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.ArgumentParser(description=__doc__)
+    quantization.add_arguments(parser)
+    parser.add_argument(
+        "--output-dir", type=Path, default=paths.DEPLOYMENT, help="the deployment folder"
+    )
+    parser.add_argument(
+        "--batch-sizes", type=cli.positive_int_list, default=BATCH_SIZES, help="comma-separated"
+    )
+    parser.add_argument(
+        "--time-budget-s",
+        type=cli.positive_float,
+        default=TIME_BUDGET_S,
+        help="for all timing together; larger batch sizes are skipped beyond it",
+    )
+    cli.add_common_arguments(
+        parser, output=paths.METRICS, output_help="folder for export.json and the picture"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+
+    def work() -> None:
+        if args.device not in ("auto", "cpu"):
+            what = "the formats are built and compared on the CPU"
+            raise UserError(f"--device {args.device}", what, "leave --device out")
+        export_all(
+            args.model_path,
+            args.data_path,
+            output_dir=args.output_dir.resolve(),
+            batch_sizes=args.batch_sizes,
+            calibration_images=args.calibration_images,
+            max_map_drop=args.max_map_drop,
+            max_images=args.max_images,
+            num_iterations=args.num_iterations,
+            time_budget_s=args.time_budget_s,
+            seed=args.seed,
+            metrics=args.output,
+        )
+
+    return cli.run(work, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
