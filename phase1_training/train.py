@@ -34,6 +34,7 @@ EPOCHS = {True: 12, False: 10}  # by "is it the demo model?"
 BATCH_SIZE = 4
 LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}
 WEIGHT_DECAY = {"sgd": 0.0005, "adamw": 0.01}
+CROP_PROBABILITY = {True: 0.5, False: 0.0}
 VAL_FRACTION = 0.1
 
 
@@ -54,11 +55,13 @@ def train(run: Run, recipe: "Recipe", device: "torch.device", *, resume: bool) -
     report = run_files.report(run, trainer, history)
     if history:  # a run killed between the files of its last epoch is made whole
         run_files.save_epoch(run, trainer, report)
+    last = run.output / "last.pth"
+    replaced = last.stat().st_mtime_ns if last.exists() and not resume else None
     try:
         for epoch in range(len(history) + 1, recipe.epochs + 1):
             report = _train_and_validate(run, trainer, history, epoch)
     except (KeyboardInterrupt, cli.Terminated):
-        if history:
+        if last.exists() and last.stat().st_mtime_ns != replaced:
             command = environment.command_line().replace(" --overwrite", "")
             log.warning("Stopped. Continue with: %s --resume", command.replace(" --resume", ""))
         raise
@@ -69,10 +72,8 @@ def train(run: Run, recipe: "Recipe", device: "torch.device", *, resume: bool) -
 def _train_and_validate(
     run: Run, trainer: "Trainer", history: list[dict[str, Any]], epoch: int
 ) -> dict[str, Any]:
-    """One epoch, its validation, and their files; returns the content of training.json.
-
-    `history` grows by the epoch's row as soon as the epoch can be continued from.
-    """
+    """One epoch, its validation, and their files; adds its row to `history` and returns the content
+    of training.json."""
     from phase1_training import plots
     from phase1_training.engine import epoch_loader
 
@@ -276,6 +277,9 @@ def _recipe(args: argparse.Namespace, run: Run) -> "Recipe":
         gamma=args.gamma,
         warmup_steps=min(args.warmup_steps, steps_per_epoch),
         amp=args.amp,
+        crop_probability=(
+            CROP_PROBABILITY[is_demo] if args.crop_probability is None else args.crop_probability
+        ),
     )
 
 
