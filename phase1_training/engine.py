@@ -9,16 +9,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from torchvision.models.detection import FasterRCNN
-from torchvision.transforms import v2
 
 from common import cli
 from common.cli import UserError
 from common.coco import CocoDetectionDataset, CocoSplit, collate
 from common.fastpath import precision_safe_autocast
-from common.models import resized_size
+from phase1_training.augmentation import train_transform
 
 LOSS_CHECK_STEPS = 10  # reading the losses waits for the GPU, so not at every step
-COLOR_JITTER = 0.2  # relative change of brightness, contrast and saturation
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,6 +35,7 @@ class Recipe:
     gamma: float
     warmup_steps: int
     amp: str  # "off", "bf16" or "fp16"
+    crop_probability: float  # how often a random part of the image is trained on
 
 
 @dataclass(frozen=True)
@@ -73,34 +72,6 @@ def learning_rate_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> flo
     return warmup * recipe.gamma ** (step // steps_per_epoch // recipe.step_size)
 
 
-class ResizeForModel(v2.Transform):
-    """Resizes image and boxes as the model would, in the loader and on 8-bit pixels: everything
-    after it, colour jitter above all, works on fewer pixels, and less is copied to the device."""
-
-    def __init__(self, min_size: int, max_size: int):
-        super().__init__()
-        self.min_size, self.max_size = min_size, max_size
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = v2.functional.get_size(flat_inputs[0])
-        return {"size": list(resized_size(height, width, self.min_size, self.max_size))}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return v2.functional.resize(inpt, params["size"], antialias=False)  # as the model does
-
-
-def train_transform(min_size: int, max_size: int) -> v2.Compose:
-    """Resize and augmentation that move the boxes with the image; uint8 images come out."""
-    return v2.Compose(
-        [
-            ResizeForModel(min_size, max_size),
-            v2.RandomHorizontalFlip(0.5),
-            v2.ColorJitter(COLOR_JITTER, COLOR_JITTER, COLOR_JITTER),
-            v2.ToPureTensor(),
-        ]
-    )
-
-
 def epoch_loader(
     split: CocoSplit,
     model: FasterRCNN,
@@ -117,7 +88,8 @@ def epoch_loader(
     epoch_seed = (seed * 100_003 + epoch) % 2**63
     torch.manual_seed(epoch_seed)  # augmentation without workers, proposal sampling
     generator = torch.Generator().manual_seed(epoch_seed)
-    transform = train_transform(model.transform.min_size[-1], model.transform.max_size)
+    sizes = (model.transform.min_size[-1], model.transform.max_size)
+    transform = train_transform(*sizes, recipe.crop_probability)
     return DataLoader(
         _TrainingImages(split, transform),  # type: ignore[arg-type]
         batch_size=recipe.batch_size,
@@ -196,6 +168,9 @@ class Trainer:
                 images_done += len(batch[0])
                 if step % LOSS_CHECK_STEPS == 0 or step == len(loader) - 1:
                     _require_finite(sums, label, step)
+        # The last step may have spoilt the weights, and no loss has shown it yet.
+        largest = torch.stack([p.detach().abs().max() for p in self.model.parameters()]).max()
+        _require_finite({"a weight": largest}, label, step)
         means = {name: value.item() / images_done for name, value in sums.items()}
         seconds = time.perf_counter() - started
         return EpochResult(sum(means.values()), means, images_done, seconds, learning_rate)

@@ -219,6 +219,16 @@ def test_a_loss_that_is_no_number_stops_the_epoch(bad_step):
     assert len(model.seen) == {0: 1, 5: 11, 12: 13}[bad_step]  # looked at every tenth step
 
 
+def test_weights_spoilt_by_the_last_step_are_not_kept():
+    """The loss before it was fine; the checkpoint would be of no use."""
+    model = Follow()
+    trainer = Trainer(model, replace(SGD, learning_rate=1e38), CPU, steps_per_epoch=2)
+    with torch.no_grad():
+        model.w.fill_(-3e38)
+    with pytest.raises(UserError, match="a weight is no longer a finite number by step 1"):
+        trainer.train_epoch([batch(255)], "epoch 1/1")
+
+
 def test_an_unreadable_image_stops_the_epoch_with_its_own_line():
     trainer = Trainer(Follow(), SGD, CPU, steps_per_epoch=1)
     with pytest.raises(UserError, match=r"^a\.png: is damaged – replace it$"):
@@ -246,6 +256,16 @@ def test_a_detector_learns_a_batch_by_heart(split, demo, amp):
     result = [trainer.train_epoch([(images, targets)] * 8, "") for _ in range(2)]
     assert result[1].train_loss < 0.7 * result[0].train_loss
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in demo.parameters())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (3000, 2)])
+def test_images_of_extreme_shape_train(demo, size):
+    image = tv_tensors.Image(torch.randint(0, 256, (3, *size), dtype=torch.uint8))
+    boxes = tv_tensors.BoundingBoxes([[0.0, 0, 1, 1]], format="XYXY", canvas_size=size)
+    sample = train_transform(64, 96)(image, {"boxes": boxes, "labels": torch.tensor([1])})
+    trainer = Trainer(demo, SGD, CPU, steps_per_epoch=1)
+    images, targets = zip(sample, sample, strict=True)
+    assert trainer.train_epoch([(images, targets)], "").train_loss > 0
 
 
 def test_images_without_boxes_train_the_background(demo):
