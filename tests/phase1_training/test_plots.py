@@ -78,7 +78,7 @@ def test_truth_and_confident_predictions_are_drawn(tmp_path, drawn):
 
 
 def test_class_names_of_any_kind_are_drawn(tmp_path):
-    names = [r"$\frac{", "<script>", "x" * 300, "{0}", "a_b^c"]
+    names = [r"$\frac{$", "<script>", "x" * 300, "{0}", "a_b^c"]
     categories = [
         {**CATEGORIES[0], "id": number, "name": name} for number, name in enumerate(names)
     ]
