@@ -165,7 +165,7 @@ def test_a_damaged_image_is_one_line_naming_it(tmp_path, content):
     assert str(raised.value).endswith(" – replace the image")
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(max_examples=60)
 @given(
     position=st.integers(0, 10_000),
