@@ -12,14 +12,13 @@ from torchvision.transforms import v2
 from common.cli import UserError
 from common.coco import load_split
 from common.models import build_model, resized_size
+from phase1_training.augmentation import MIN_VISIBLE, RandomPart, ResizeForModel, train_transform
 from phase1_training.engine import (
     Recipe,
-    ResizeForModel,
     Trainer,
     build_optimizer,
     epoch_loader,
     learning_rate_factor,
-    train_transform,
 )
 from tests.coco_data import write_shapes
 
@@ -27,6 +26,7 @@ CPU = torch.device("cpu")
 SGD = Recipe(
     epochs=10, batch_size=2, optimizer="sgd", learning_rate=0.5, momentum=0.0, weight_decay=0.0,
     schedule="step", step_size=3, gamma=0.1, warmup_steps=0, amp="off",
+    crop_probability=0.0,
 )  # fmt: skip
 
 
@@ -82,11 +82,12 @@ def sample():
 
 def box_of_the_bright_pixels(image):
     rows, columns = torch.nonzero(image.float().mean(0) > 60, as_tuple=True)
-    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    corners = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    return [int(corner) for corner in corners]
 
 
 def test_boxes_move_with_the_image():
-    transform = train_transform(80, 120)
+    transform = train_transform(80, 120, crop_probability=0)
     seen = set()
     for seed in range(12):
         torch.manual_seed(seed)
@@ -99,6 +100,29 @@ def test_boxes_move_with_the_image():
     assert seen == {(12.0, 8.0, 52.0, 28.0), (68.0, 8.0, 108.0, 28.0)}  # as it was, and flipped
 
 
+def test_a_part_of_the_image_keeps_the_boxes_that_are_visible_in_it():
+    image, target = sample()
+    whole, untouched = RandomPart(0.0)(image, target)
+    assert whole is image
+    assert untouched is target
+    kept = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        part, moved = RandomPart(1.0)(image, target)
+        height, width = part.shape[1:]
+        assert 0.6 * 40 - 1 <= height <= 40
+        assert width / height == pytest.approx(60 / 40, rel=0.05)
+        assert len(moved["boxes"]) == len(moved["labels"])
+        assert moved["boxes"].canvas_size == (height, width)
+        bright = (part.float().mean(0) > 60).sum()  # the object's area in pixels
+        assert len(moved["boxes"]) == (bright >= MIN_VISIBLE * 20 * 10)
+        if len(moved["boxes"]):
+            kept += 1
+            assert moved["boxes"][0].tolist() == pytest.approx(box_of_the_bright_pixels(part))
+    assert 0 < kept < 40
+    assert len(target["boxes"]) == 1  # the sample itself is left alone
+
+
 @pytest.mark.parametrize("size", [(30, 40), (40, 30), (31, 97), (20, 200)])
 def test_the_resize_in_the_loader_is_the_models(size):
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
@@ -108,7 +132,7 @@ def test_the_resize_in_the_loader_is_the_models(size):
     assert tuple(found.shape[1:]) == resized_size(*size, 64, 96)
     transform = build_model("demo", 2, min_size=64, max_size=96).transform
     expected, wanted = transform.resize(image / 255, {"boxes": boxes})
-    assert (found / 255 - expected).abs().max() <= 1 / 255  # rounded to 8 bits
+    assert (found / 255 - expected).abs().max() <= 1.01 / 255  # rounded to 8 bits
     assert torch.allclose(moved["boxes"].as_subclass(torch.Tensor), wanted["boxes"])
     twice, boxes_again = transform.resize(found / 255, {"boxes": moved["boxes"]})
     assert torch.equal(twice, found / 255)
@@ -262,7 +286,9 @@ def test_a_detector_learns_a_batch_by_heart(split, demo, amp):
 def test_images_of_extreme_shape_train(demo, size):
     image = tv_tensors.Image(torch.randint(0, 256, (3, *size), dtype=torch.uint8))
     boxes = tv_tensors.BoundingBoxes([[0.0, 0, 1, 1]], format="XYXY", canvas_size=size)
-    sample = train_transform(64, 96)(image, {"boxes": boxes, "labels": torch.tensor([1])})
+    sample = train_transform(64, 96, crop_probability=1)(
+        image, {"boxes": boxes, "labels": torch.tensor([1])}
+    )
     trainer = Trainer(demo, SGD, CPU, steps_per_epoch=1)
     images, targets = zip(sample, sample, strict=True)
     assert trainer.train_epoch([(images, targets)], "").train_loss > 0
