@@ -245,9 +245,8 @@ class Slot:
 def _slots() -> tuple[Slot, ...]:
     person, car, bus, dog = CATEGORIES
     return (
-        Slot(person, (ROAD_BOTTOM + 0.02, 0.72), 1),
-        Slot(person, (0.77, 0.83), -1, pace=0.9),
-        Slot(person, (0.90, 0.97), 1, pace=1.25),
+        Slot(person, (ROAD_BOTTOM + 0.02, 0.72), -1),
+        Slot(person, (0.88, 0.97), 1, pause=(30, 60)),
         Slot(bus, (0.33, 0.36), -1, pause=(50, 90)),
         Slot(car, (0.38, 0.41), -1),
         Slot(car, (0.55, 0.60), 1),

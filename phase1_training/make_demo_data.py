@@ -1,7 +1,7 @@
 """Draws the demo data: street scenes in COCO format and a video with its ground-truth tracks.
 
     python phase1_training/make_demo_data.py
-    python phase1_training/make_demo_data.py --train-images 800 --overwrite
+    python phase1_training/make_demo_data.py --train-images 1200 --overwrite
     python phase1_training/make_demo_data.py --seed 7 --output outputs/demo_seed_7
 
 People, cars, buses and dogs move through streets, parks and squares. The validation pictures show
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from phase1_training.demo_scenes import Annotation
 
 GENERATOR = 1  # raised with every change of the drawings, so that older data is not taken for new
-TRAIN_IMAGES, VAL_IMAGES, VIDEO_FRAMES = 400, 100, 300
+TRAIN_IMAGES, VAL_IMAGES, VIDEO_FRAMES = 600, 100, 300
 IMAGE_SIZES = ((320, 240), (480, 320), (640, 360), (768, 432))
 VIDEO_SIZE, VIDEO_FPS = (768, 432), Fraction(12)
 JPEG_QUALITY = 90

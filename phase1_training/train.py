@@ -11,6 +11,7 @@ not the default folder.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 
     from phase1_training.engine import EpochResult, Recipe, Trainer
 
-EPOCHS = {True: 12, False: 10}  # by "is it the demo model?"
+EPOCHS = {True: 7, False: 10}  # by "is it the demo model?"
 BATCH_SIZE = 4
+WORKERS = min(4, max(1, (os.cpu_count() or 1) // 2))  # the others compute
 LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}
 WEIGHT_DECAY = {"sgd": 0.0005, "adamw": 0.01}
 CROP_PROBABILITY = {True: 0.5, False: 0.0}
@@ -170,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--min-size", type=cli.positive_int, help="short side after the resize, px")
     data.add_argument("--max-size", type=cli.positive_int, help="longest side after it, px")
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--epochs", type=cli.positive_int, help="default: 10 (demo: 12)")
+    recipe.add_argument("--epochs", type=cli.positive_int, help="default: 10 (demo: 7)")
     recipe.add_argument("--batch-size", type=cli.positive_int, default=BATCH_SIZE, help="images")
     recipe.add_argument("--optimizer", choices=("sgd", "adamw"), help="default: sgd (demo: adamw)")
     recipe.add_argument("--lr", type=cli.positive_float, help="default: 0.005 (adamw: 0.001)")
@@ -195,8 +197,15 @@ def build_parser() -> argparse.ArgumentParser:
         default="off",
         help="precision of the heavy layers; boxes and losses stay FP32",
     )
+    recipe.add_argument(
+        "--crop-probability",
+        type=cli.fraction,
+        help="how often a random part of an image is trained on (default: 0; demo: 0.5)",
+    )
     run = parser.add_argument_group("run")
-    run.add_argument("--workers", type=cli.non_negative_int, default=2, help="loader processes")
+    run.add_argument(
+        "--workers", type=cli.non_negative_int, default=WORKERS, help="loader processes"
+    )
     run.add_argument("--resume", action="store_true", help="continue the run in --output")
     run.add_argument("--overwrite", action="store_true", help="replace the run in --output")
     cli.add_common_arguments(parser, output=paths.MODELS, output_help="folder of the checkpoints")

@@ -1,0 +1,83 @@
+"""What happens to a training image on its way to the model; boxes move with it."""
+
+from typing import Any
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from common.models import resized_size
+
+COLOR_JITTER = 0.2  # relative change of brightness, contrast and saturation
+SMALLEST_CROP = 0.6  # of the image's height and width
+MIN_VISIBLE = 0.2  # boxes of which less is left inside a crop are dropped
+
+
+def train_transform(min_size: int, max_size: int, crop_probability: float) -> v2.Compose:
+    """Crop, resize, flip and colour jitter of a (image, target) pair of `CocoDetectionDataset`.
+
+    Args:
+        min_size, max_size: the model's resize, in pixels.
+        crop_probability: how often a random part of the image is taken.
+
+    Returns:
+        A transform that returns plain tensors: the image uint8 (3, H, W).
+    """
+    return v2.Compose(
+        [
+            RandomPart(crop_probability),
+            ResizeForModel(min_size, max_size),
+            v2.RandomHorizontalFlip(0.5),
+            v2.ColorJitter(COLOR_JITTER, COLOR_JITTER, COLOR_JITTER),
+            v2.ToPureTensor(),
+        ]
+    )
+
+
+class RandomPart(torch.nn.Module):
+    """Sometimes cuts out a random part of the image, of the image's own aspect ratio.
+
+    Objects come out larger and in other places, and cut off at the edges as they are when they
+    enter a camera's view. Boxes are clipped to the part.
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if torch.rand(()) >= self.probability:
+            return image, target
+        height, width = v2.functional.get_size(image)
+        scale = SMALLEST_CROP + (1 - SMALLEST_CROP) * float(torch.rand(()))
+        part_height, part_width = max(1, int(height * scale)), max(1, int(width * scale))
+        top = int(torch.randint(height - part_height + 1, ()))
+        left = int(torch.randint(width - part_width + 1, ()))
+        part = (top, left, part_height, part_width)
+        boxes = v2.functional.crop(target["boxes"], *part)
+        boxes = v2.functional.clamp_bounding_boxes(boxes)
+        kept = _areas(boxes) >= MIN_VISIBLE * _areas(target["boxes"])
+        target = {**target, "boxes": boxes[kept], "labels": target["labels"][kept]}
+        target["boxes"] = tv_tensors.wrap(target["boxes"], like=boxes)
+        return v2.functional.crop(image, *part), target
+
+
+def _areas(boxes: torch.Tensor) -> torch.Tensor:
+    sides = (boxes[:, 2:] - boxes[:, :2]).as_subclass(torch.Tensor)
+    return sides.prod(dim=1)
+
+
+class ResizeForModel(v2.Transform):
+    """Resizes image and boxes as the model would, in the loader and on 8-bit pixels: everything
+    after it, colour jitter above all, works on fewer pixels, and less is copied to the device."""
+
+    def __init__(self, min_size: int, max_size: int):
+        super().__init__()
+        self.min_size, self.max_size = min_size, max_size
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2.functional.get_size(flat_inputs[0])
+        return {"size": list(resized_size(height, width, self.min_size, self.max_size))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return v2.functional.resize(inpt, params["size"], antialias=False)  # as the model does
