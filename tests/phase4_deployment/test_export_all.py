@@ -1,0 +1,253 @@
+"""The deployment folder: complete, true to its checksums, verified, replaced only as a whole."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from common import artifacts, coco
+from common.cli import UserError
+from common.evaluation import compare_detections
+from common.inference_graph import InferenceGraph, graph_predictor
+from common.models import Detections, load_model, stock_predictor
+from phase4_deployment import cold_start, export_all, export_onnx, measuring, package_files
+from tests.phase4_deployment.conftest import CATEGORY_IDS, CLASS_NAMES
+from tests.phase4_deployment.test_quantization import load_in_model_order, write_data
+from tests.random_detectors import random_scene
+
+FILES = {
+    *("model.pth", "model.json", "model.onnx", "model_int8.onnx", "model.pt2"),
+    *("detect.py", "labels.json", "README.md", "requirements.txt", "package_info.json"),
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"), {"train": 3, "val": 4})
+
+
+@pytest.fixture
+def build(exported, data, tmp_path, monkeypatch):
+    """export_all() with the two slow steps replaced: the ONNX export and torch.export."""
+
+    def export(loaded, path, *, images=()):
+        shutil.copyfile(exported.onnx_path, path)
+        return exported.parity
+
+    def export_program(graph, path):
+        path.write_bytes(b"program")
+        return graph
+
+    def load_stub(formats, images):
+        """Leaves model.pt2, which is none here, out."""
+        original([item for item in formats if item.name != "pytorch_export"], images)
+
+    original = export_all.measure_cold_starts
+    monkeypatch.setattr(export_onnx, "export_onnx", export)
+    monkeypatch.setattr(coco, "load_split", load_in_model_order)
+    monkeypatch.setattr(export_all, "export_program", export_program)
+    monkeypatch.setattr(export_all, "measure_cold_starts", load_stub)
+
+    def call(max_map_drop: float = 1.0) -> Path:
+        export_all.export_all(
+            exported.model_path,
+            data,
+            output_dir=tmp_path / "deployment",
+            batch_sizes=[1, 2],
+            calibration_images=2,
+            max_map_drop=max_map_drop,
+            max_images=4,
+            num_iterations=2,
+            time_budget_s=60.0,
+            seed=0,
+            metrics=tmp_path / "metrics",
+        )
+        return tmp_path / "deployment"
+
+    return call
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No child processes: cold starts and the run of detect.py are tested elsewhere."""
+    monkeypatch.setattr(export_all, "measure_cold_starts", lambda formats, images: None)
+    monkeypatch.setattr(package_files, "verify", lambda *_: {"matched": 1.0})
+
+
+def test_package_is_complete_and_true_to_its_checksums(build, exported, tmp_path):
+    package = build()
+    assert {entry.name for entry in package.iterdir()} == FILES
+    info = artifacts.read_json(package / "package_info.json")
+    assert set(info["files"]) == FILES - {"package_info.json"}
+    for name, entry in info["files"].items():
+        assert entry["sha256"] == artifacts.sha256(package / name)
+        assert entry["bytes"] == (package / name).stat().st_size
+    assert info["class_names"] == list(CLASS_NAMES)
+    assert info["source_checkpoint"]["sha256"] == artifacts.sha256(exported.model_path)
+    assert info["default_batch_size"] in (1, 2)
+    labels = artifacts.read_json(package / "labels.json")["labels"]
+    assert [(row["label"], row["category_id"], row["name"]) for row in labels] == [
+        (i + 1, CATEGORY_IDS[i], CLASS_NAMES[i]) for i in range(3)
+    ]
+    assert load_model(package / "model.pth", CPU).class_names == CLASS_NAMES
+
+    report = artifacts.read_json(tmp_path / "metrics" / "export.json")
+    rows = {row["name"]: row for row in report["formats"]}
+    assert rows["torchscript"]["status"].startswith("unsupported: Only tensors, lists, tuples")
+    assert rows["onnx_fp32"]["status"] == "ok"
+    assert rows["onnx_fp32"]["cold_start"]["load_s"] > 0
+    assert rows["onnx_fp32"]["peak_memory_mib"] < rows["pytorch_fp32"]["peak_memory_mib"]
+    assert [batch["batch_size"] for batch in rows["onnx_int8"]["batches"]] == [1, 2]
+    assert set(report["package_check"]) == {"model.onnx", "model_int8.onnx"}
+    quantization = artifacts.read_json(tmp_path / "metrics" / "quantization.json")
+    assert "pytorch_int8_dynamic" in [row["name"] for row in quantization["formats"]]
+    assert (tmp_path / "metrics" / "export_comparison.png").stat().st_size > 10_000
+
+    readme = (package / "README.md").read_text(encoding="utf-8")
+    p50 = rows["onnx_int8"]["latency_ms"]["p50"]
+    assert f"| model_int8.onnx | {rows['onnx_int8']['size_mib']:.2f} | {p50:.1f} |" in readme
+    assert "Fußgänger" in readme
+
+
+@pytest.mark.usefixtures("quick")
+def test_older_package_is_untouched_when_the_check_fails(build, tmp_path, monkeypatch):
+    package = build()
+    before = {entry.name: artifacts.sha256(entry) for entry in package.iterdir()}
+
+    def fail(*_):
+        raise RuntimeError("detect.py finds something else")
+
+    monkeypatch.setattr(package_files, "verify", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        build()
+    assert {entry.name: artifacts.sha256(entry) for entry in package.iterdir()} == before
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.usefixtures("quick")
+def test_new_package_replaces_an_old_one_and_keeps_other_files(build, tmp_path):
+    package = tmp_path / "deployment"
+    package.mkdir()
+    (package / ".gitkeep").touch()
+    (package / "model.onnx").write_bytes(b"older")
+    build()
+    (package / "detections").mkdir()
+    build()
+    assert {entry.name for entry in package.iterdir()} == FILES | {".gitkeep", "detections"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_rejected_int8_is_left_out_and_told(build, tmp_path, monkeypatch):
+    original = measuring.verdict
+
+    def verdict(item, row, baseline_map):
+        if item.name == "onnx_int8":
+            return "rejected: mAP drop 0.5000 over the budget of 0.02"
+        return original(item, row, baseline_map)
+
+    monkeypatch.setattr(measuring, "verdict", verdict)
+    with pytest.raises(UserError, match=r"model_int8.onnx: left out of the package, rejected"):
+        build()
+    package = tmp_path / "deployment"
+    assert {entry.name for entry in package.iterdir()} == FILES - {"model_int8.onnx"}
+    info = artifacts.read_json(package / "package_info.json")
+    assert "model_int8.onnx" not in info["files"]
+    assert "model_int8" not in (package / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(build, tmp_path):
+    (tmp_path / "deployment").mkdir()
+    (tmp_path / "deployment" / "thesis.tex").write_text("years", encoding="utf-8")
+    with pytest.raises(UserError, match=r"holds thesis\.tex and no package"):
+        build()
+    assert (tmp_path / "deployment" / "thesis.tex").read_text(encoding="utf-8") == "years"
+
+
+def test_verify_notices_a_model_that_finds_something_else(exported, tmp_path):
+    shutil.copyfile(package_files.DETECT, tmp_path / "detect.py")
+    shutil.copyfile(exported.onnx_path, tmp_path / "model.onnx")
+    image = random_scene(np.random.default_rng(2), 96, 128)
+    found = stock_predictor(exported.loaded.model, CPU)([image])[0]
+    parity = package_files.verify(tmp_path, "model.onnx", image, found, CATEGORY_IDS)
+    assert parity["matched"] >= 0.99
+    moved = found._replace(boxes_xyxy=found.boxes_xyxy + 5)
+    with pytest.raises(RuntimeError, match="of the boxes"):
+        package_files.verify(tmp_path, "model.onnx", image, moved, CATEGORY_IDS)
+
+
+def row(matched=1.0, box_error=0.0, value=0.5) -> dict:
+    return {"parity": {"matched": matched, "max_box_error_px": box_error}, "map": value}
+
+
+@pytest.mark.parametrize(
+    ("measured", "max_map_drop", "expected"),
+    [
+        (row(), None, "ok"),
+        (row(matched=0.98), None, "rejected: 0.980 of the boxes matched"),
+        (row(box_error=0.6), None, "rejected: a box differs by 0.60 px"),
+        (row(value=0.502), None, "rejected: mAP changed by +0.0020"),
+        (row(matched=0.1, box_error=3.0, value=0.49), 0.02, "ok"),
+        (row(matched=0.1, box_error=3.0, value=0.47), 0.02, "rejected: mAP drop 0.0300"),
+        (row(value=None), 0.02, "rejected: mAP drop 0.5000"),
+    ],
+)
+def test_verdict(measured, max_map_drop, expected):
+    item = measuring.Format("x", None, "pytorch", None, max_map_drop=max_map_drop)
+    assert measuring.verdict(item, measured, 0.5).startswith(expected)
+
+
+def test_large_batches_are_skipped_beyond_the_time_budget():
+    images = SimpleNamespace(batch=lambda size: list(range(size)))
+    item = measuring.Format("a", None, "pytorch", lambda batch: sum(x * x for x in range(20_000)))
+    times, skipped = measuring._time([item], images, 2, [1, 2, 100_000], 1.0, CPU, 0)
+    assert list(times) == [1, 2]
+    assert skipped == [100_000]
+
+
+@pytest.mark.slow
+def test_export_program_reads_back_and_agrees(exported, tmp_path):
+    """Also on an image whose feature maps are one row high, which the export's guards refuse."""
+    rng = np.random.default_rng(4)
+    images = [random_scene(rng, height, width) for height, width in ((96, 128), (20, 200))]
+    model = exported.loaded.model
+    export_all.export_program(InferenceGraph(model), tmp_path / "model.pt2")
+    np.savez(tmp_path / "images.npz", *images)
+    done = subprocess.run(
+        [
+            *(sys.executable, cold_start.__file__, tmp_path / "model.pt2"),
+            *(tmp_path / "images.npz", "1"),
+        ],
+        capture_output=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)["detections"]
+    expected = [graph_predictor(InferenceGraph(model), CPU)([image])[0] for image in images]
+    actual = [
+        Detections(np.float32(boxes).reshape(-1, 4), np.float32(scores), np.int64(labels))
+        for boxes, scores, labels in found
+    ]
+    parity = compare_detections(expected, actual)
+    assert parity["matched"] == 1.0
+    assert len(expected[1].scores) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-sizes", "1,0"], "not 1 or more"),
+        (["--output-dirs", "x"], "did you mean --output-dir"),
+        (["--model-path", "missing.pth", "--data-path", "x"], "missing.pth: no such file"),
+    ],
+)
+def test_user_errors_exit_2_in_one_line(run_script, arguments, message):
+    done = run_script("phase4_deployment/export_all.py", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1

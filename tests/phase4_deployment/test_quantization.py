@@ -1,0 +1,265 @@
+"""Dynamic and static INT8: what becomes int8, what stays in float, and what the budget does."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from common import artifacts
+from common.cli import UserError
+from common.coco import CocoSplit, load_split
+from common.models import stock_predictor
+from phase4_deployment import int8_search, quantization
+from tests.phase4_deployment.conftest import CATEGORY_IDS, CLASS_NAMES
+from tests.random_detectors import random_scene
+
+HEIGHT, WIDTH = 96, 128
+
+
+def write_data(folder: Path, images: dict[str, int]) -> Path:
+    """A COCO data set of random scenes with one box each, in the classes of `exported`."""
+    rng = np.random.default_rng(7)
+    for split, count in images.items():
+        (folder / "images" / split).mkdir(parents=True)
+        (folder / "annotations").mkdir(exist_ok=True)
+        entries, boxes = [], []
+        for i in range(count):
+            name = f"{split}_{i}.png"
+            entries.append({"id": i + 1, "file_name": name, "width": WIDTH, "height": HEIGHT})
+            cv2.imwrite(str(folder / "images" / split / name), random_scene(rng, HEIGHT, WIDTH))
+            category = CATEGORY_IDS[i % 3]
+            boxes.append(
+                {"id": i + 1, "image_id": i + 1, "category_id": category, "iscrowd": 0}
+                | {"bbox": [10, 10, 50, 40], "area": 2000}
+            )
+        categories = [
+            {"id": number, "name": name}
+            for number, name in zip(CATEGORY_IDS, CLASS_NAMES, strict=True)
+        ]
+        content = {"images": entries, "annotations": boxes, "categories": categories}
+        file = folder / "annotations" / f"instances_{split}.json"
+        file.write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def load_in_model_order(folder: Path, name: str) -> CocoSplit:
+    """`load_split`, whose classes go by ascending id, in the order of `exported`."""
+    split = load_split(folder, name)
+    order = [split.category_ids.index(category) for category in CATEGORY_IDS]
+    new_label = np.argsort(order) + 1
+    records = tuple(replace(r, labels=new_label[r.labels - 1]) for r in split.records)
+    return CocoSplit(split.annotation_file, records, CLASS_NAMES, CATEGORY_IDS)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"), {"train": 6, "val": 3})
+
+
+@pytest.fixture(scope="module")
+def int8_path(exported, data, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("int8") / "int8.onnx"
+    quantization.quantize_static(exported.onnx_path, path, load_split(data, "train").records)
+    return path
+
+
+# --- dynamic ----------------------------------------------------------------------------------
+
+
+def test_dynamic_quantisation_takes_every_linear_and_no_convolution(exported):
+    model = exported.loaded.model
+    linear = sum(type(layer) is torch.nn.Linear for layer in model.modules())
+    conv = sum(type(layer) is torch.nn.Conv2d for layer in model.modules())
+    counts = quantization.count_quantized(quantization.quantize_dynamic(model))
+    assert linear == 4
+    assert counts == {"Linear": {"int8": 4, "float": 0}, "Conv2d": {"int8": 0, "float": conv}}
+    assert quantization.count_quantized(model)["Linear"] == {"int8": 0, "float": 4}  # left alone
+
+
+def test_dynamic_model_loads_again_and_detects_the_same(exported, tmp_path):
+    path = tmp_path / "dynamic.pth"
+    model = quantization.quantize_dynamic(exported.loaded.model)
+    quantization.save_dynamic(path, model, artifacts.load_checkpoint(exported.model_path))
+    loaded = quantization.load_dynamic(path)
+    image = random_scene(np.random.default_rng(3), HEIGHT, WIDTH)
+    cpu = torch.device("cpu")
+    (before,), (after,) = (stock_predictor(m, cpu)([image]) for m in (model, loaded))
+    assert len(before.scores) > 0
+    for left, right in zip(before, after, strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert path.stat().st_size < exported.model_path.stat().st_size
+
+
+def test_a_float_checkpoint_is_no_dynamic_model(exported):
+    with pytest.raises(UserError, match="not quantised"):
+        quantization.load_dynamic(exported.model_path)
+
+
+# --- static -----------------------------------------------------------------------------------
+
+
+def test_static_int8_is_smaller_and_quantises_all_layers(exported, int8_path):
+    done, layers = quantization.count_int8_layers(int8_path)
+    assert done == layers == sum(map(len, quantization.layer_groups(exported.onnx_path).values()))
+    assert quantization.count_int8_layers(exported.onnx_path) == (0, layers)
+    assert int8_path.stat().st_size < exported.onnx_path.stat().st_size / 3
+
+
+def test_static_int8_has_unsigned_activations_and_a_scale_per_channel(int8_path):
+    graph = onnx.load(int8_path).graph
+    constants = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+    zero_points = [
+        constants[node.input[2]].dtype for node in graph.node if node.op_type == "QuantizeLinear"
+    ]
+    assert set(zero_points) == {np.dtype(np.uint8)}
+    restored = [
+        node
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and constants.get(node.input[0], np.empty(0)).ndim > 1
+    ]
+    assert len(restored) > 20
+    for node in restored:
+        weight, scale = constants[node.input[0]], constants[node.input[1]]
+        assert weight.dtype == np.int8
+        assert scale.shape == (weight.shape[0],), node.name
+
+
+def test_box_arithmetic_stays_in_float(int8_path):
+    graph = onnx.load(int8_path).graph
+    restored = {o for n in graph.node if n.op_type == "DequantizeLinear" for o in n.output}
+    for node in graph.node:
+        if node.op_type in ("NonMaxSuppression", "Exp", "TopK", "ScatterND"):
+            assert not restored & set(node.input), node.name
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_static_int8_runs_at_any_batch_and_on_an_image_of_nothing(int8_path, batch):
+    scene = random_scene(np.random.default_rng(5), HEIGHT, WIDTH)
+    empty = np.zeros_like(scene)
+    found = quantization.onnx_predictor(int8_path)([scene, empty][:batch])
+    assert len(found) == batch
+    assert len(found[0].scores) > 0
+
+
+def test_static_int8_runs_where_nothing_is_detected(exported, int8_path, tmp_path):
+    """Scores cannot exceed a threshold of 2, so every output has zero detections."""
+    model = onnx.load(int8_path)
+    nms = [node for node in model.graph.node if node.op_type == "NonMaxSuppression"][-1]
+    threshold = onnx.numpy_helper.from_array(np.array([2.0], np.float32), "never")
+    model.graph.initializer.append(threshold)
+    nms.input[4] = "never"
+    onnx.save_model(model, tmp_path / "nothing.onnx")
+    scene = random_scene(np.random.default_rng(5), HEIGHT, WIDTH)
+    for found in quantization.onnx_predictor(tmp_path / "nothing.onnx")([scene, scene]):
+        assert found.boxes_xyxy.shape == (0, 4)
+
+
+def test_calibration_reads_training_images_only(exported, data, tmp_path, monkeypatch):
+    read: list[Path] = []
+
+    def spy(path, size):
+        read.append(path)
+        return original(path, size)
+
+    original = quantization.read_image
+    monkeypatch.setattr(quantization, "read_image", spy)
+    train = load_split(data, "train")
+    result = int8_search.quantize_within_budget(
+        exported.onnx_path,
+        tmp_path / "int8.onnx",
+        quantization.calibration_records(train, 2),
+        lambda predict: 0.5,
+        0.5,
+        0.0,
+    )
+    assert result.accepted
+    assert result.float_groups == ()
+    assert read == [train.records[0].path, train.records[5].path]
+
+
+def test_calibration_records_spread_over_the_split(data):
+    train = load_split(data, "train")
+    assert quantization.calibration_records(train, 3) == tuple(train.records[i] for i in (0, 2, 5))
+    assert quantization.calibration_records(train, 99) == tuple(train.records)
+
+
+# --- the budget -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def search(exported, data, tmp_path, monkeypatch):
+    """Runs the search with mAP 0.9 - 0.1 per part in INT8 beyond what may be; no real models."""
+    groups = {name: [name] for name in "abcde"}
+    state: dict[str, list[str]] = {"float": []}
+
+    def quantize(source, target, images, float_nodes=()):
+        state["float"] = list(float_nodes)
+
+    monkeypatch.setattr(quantization, "layer_groups", lambda path: groups)
+    monkeypatch.setattr(quantization, "quantize_static", quantize)
+    monkeypatch.setattr(int8_search, "rank_by_damage", lambda *_: list("cadbe"))
+    monkeypatch.setattr(quantization, "onnx_predictor", lambda path: None)
+    monkeypatch.setattr(quantization, "count_int8_layers", lambda path: (1, 5))
+
+    def run(bad: str, budget: float):
+        def measure_map(_):
+            return 0.9 - 0.1 * len(set(bad) - set(state["float"]))
+
+        result = int8_search.quantize_within_budget(
+            tmp_path / "a", tmp_path / "b", (), measure_map, 0.9, budget
+        )
+        return result, state["float"]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [("", ()), ("c", ("c",)), ("ca", ("c", "a")), ("cad", ("c", "a", "d")), ("b", tuple("cadb"))],
+)
+def test_search_leaves_the_fewest_of_the_worst_parts_in_float(search, bad, expected):
+    result, written = search(bad, 0.02)
+    assert result.accepted
+    assert result.float_groups == expected
+    assert tuple(written) == expected  # the file left behind is that of the result
+    assert result.map_drop == pytest.approx(0)
+
+
+def test_search_gives_up_when_nothing_holds_the_budget(search):
+    result, _ = search("e", 0.02)  # the last part never stays in float: that would be no INT8
+    assert not result.accepted
+    assert result.map_drop == pytest.approx(0.1)
+
+
+def test_parts_of_the_network_are_named_by_their_weights(exported):
+    groups = quantization.layer_groups(exported.onnx_path)
+    assert next(iter(groups)) == "backbone.body.stem"
+    assert {"rpn_head", "box_head", "box_predictor.cls_score"} <= set(groups)
+    assert len(groups["rpn_head"]) == 12  # three convolutions on four pyramid levels
+
+
+def test_ranking_puts_the_destroyed_part_first(exported, data, monkeypatch):
+    """A part whose INT8 weights are replaced by zeros damages most."""
+    groups = {"rpn_head": [], "box_head": [], "box_predictor.bbox_pred": []}
+    real = quantization.layer_groups(exported.onnx_path)
+    groups = {name: real[name] for name in groups}
+    original = quantization.quantize_static
+
+    def damaging(source, target, images, float_nodes=()):
+        original(source, target, images, float_nodes)
+        if not set(groups["box_head"]) & set(float_nodes):
+            model = onnx.load(target)
+            for part in model.graph.initializer:
+                if part.name == "box_head.fc7.weight_quantized":
+                    zeros = np.zeros(tuple(part.dims), np.int8)
+                    part.CopyFrom(onnx.numpy_helper.from_array(zeros, part.name))
+            onnx.save_model(model, target)
+
+    monkeypatch.setattr(quantization, "quantize_static", damaging)
+    records = load_split(data, "train").records[:2]
+    assert int8_search.rank_by_damage(exported.onnx_path, groups, records)[0] == "box_head"

@@ -1,0 +1,109 @@
+"""quantize.py from outside: formats by suffix, the report, refusals."""
+
+import json
+import shutil
+
+import pytest
+
+from common import coco
+from common.cli import UserError
+from phase4_deployment import export_onnx, int8_search, quantization, quantize
+from tests.phase4_deployment.test_quantization import load_in_model_order, write_data
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_data(tmp_path / "data", {"train": 3, "val": 3})
+
+
+@pytest.fixture
+def run(exported, data, tmp_path, monkeypatch):
+    """quantize() on the small detector, with its export taken from the fixture."""
+
+    def export(loaded, path, *, images=()):
+        shutil.copyfile(exported.onnx_path, path)
+        return exported.parity
+
+    monkeypatch.setattr(export_onnx, "export_onnx", export)
+    monkeypatch.setattr(coco, "load_split", load_in_model_order)
+
+    def call(name: str, max_map_drop: float = 1.0):
+        quantize.quantize(
+            exported.model_path,
+            data,
+            outputs=[tmp_path / name],
+            calibration_images=2,
+            max_map_drop=max_map_drop,
+            max_images=3,
+            num_iterations=2,
+            device_name="auto",
+            seed=0,
+            report_path=tmp_path / "quantization.json",
+        )
+        return json.loads((tmp_path / "quantization.json").read_text(encoding="utf-8"))
+
+    return call
+
+
+def test_pth_is_dynamic_and_can_be_loaded(run, tmp_path):
+    report = run("quantized_model.pth")
+    names = [row["name"] for row in report["formats"]]
+    assert names == ["pytorch_fp32", "pytorch_int8_dynamic"]
+    assert quantization.count_quantized(
+        quantization.load_dynamic(tmp_path / "quantized_model.pth")
+    )["Linear"] == {"int8": 4, "float": 0}
+    assert (tmp_path / "quantized_model.json").is_file()
+
+
+def test_onnx_is_static_and_compared_with_both_fp32_models(run, tmp_path):
+    report = run("small.onnx")
+    assert report["schema"].startswith("quantization/")
+    assert report["calibration"]["split"] == "train"
+    rows = {row["name"]: row for row in report["formats"]}
+    row = rows["onnx_int8"]
+    assert row["file"] == "small.onnx"
+    assert row["status"] == "ok"
+    assert row["size_mib"] == pytest.approx((tmp_path / "small.onnx").stat().st_size / 2**20)
+    assert {"p50", "p90", "p99"} <= set(row["latency_ms"])
+    assert {"matched", "max_box_error_px", "max_score_error"} == set(row["parity"])
+    for key in ("speedup", "speedup_same_runtime"):
+        low, high = row[key]["ci95"]
+        assert low <= row[key]["ratio"] <= high
+    assert rows["onnx_fp32"]["parity"]["matched"] >= 0.99
+
+
+def test_over_the_budget_nothing_is_written_but_the_report(run, tmp_path, monkeypatch):
+    """INT8 that costs 0.5 mAP whatever stays in float is refused."""
+    static = int8_search.StaticResult(0.5, (), False, 1, 2, ())
+
+    def fail_budget(source, target, *_):
+        shutil.copyfile(source, target)
+        return static
+
+    monkeypatch.setattr(int8_search, "quantize_within_budget", fail_budget)
+    (tmp_path / "small.onnx").write_bytes(b"older")
+    with pytest.raises(UserError, match=r"rejected: mAP drop 0\.5"):
+        run("small.onnx", max_map_drop=0.02)
+    assert (tmp_path / "small.onnx").read_bytes() == b"older"
+    report = json.loads((tmp_path / "quantization.json").read_text(encoding="utf-8"))
+    assert report["formats"][-1]["status"].startswith("rejected")
+
+
+def test_unknown_suffix_is_refused_before_anything_is_loaded(run):
+    with pytest.raises(UserError, match=r"unknown suffix '\.pt'"):
+        run("model.pt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-map-drop", "2"], "not between 0 and 1"),
+        (["--calibration-images", "0"], "not 1 or more"),
+        (["--model-path", "missing.pth", "--data-path", "x"], "missing.pth: no such file"),
+    ],
+)
+def test_user_errors_exit_2_in_one_line(run_script, arguments, message):
+    done = run_script("phase4_deployment/quantize.py", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
