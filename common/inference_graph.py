@@ -161,18 +161,17 @@ class InferenceGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Class-specific boxes [B, C, P, 4] and scores [B, C, P] without the background class."""
         batch, count = proposal_scores.shape
-        rois = proposals.reshape(-1, 4)
-        pooled, place = self._pool(features, rois, proposal_scores.reshape(-1) >= 0, count)
-        hidden = self.box_head(pooled)
-        logits, deltas = self.box_predictor(hidden)
+        rois, roi_scores = proposals.reshape(-1, 4), proposal_scores.reshape(-1)
+        pooled, place = self._pool(features, rois, roi_scores >= 0, count)
+        logits, deltas = self.box_predictor(self.box_head(pooled))
         class_scores = logits.float().softmax(-1)[:, 1:]
         classes = class_scores.shape[1]
         class_deltas = deltas.float().reshape(-1, classes + 1, 4)[:, 1:]
         class_boxes = clip(
             decode(class_deltas, rois[place][:, None], self.box_coder_weights), limits
         )
-        large = has_sides(class_boxes, MIN_DETECTION_SIDE)
-        class_scores = torch.where(large, class_scores, ABSENT)
+        usable = has_sides(class_boxes, MIN_DETECTION_SIDE) & (roi_scores[place] >= 0)[:, None]
+        class_scores = torch.where(usable, class_scores, ABSENT)
 
         absent = class_scores.new_full((batch * count, classes), ABSENT)
         nowhere = class_boxes.new_zeros((batch * count, classes, 4))
@@ -185,7 +184,8 @@ class InferenceGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """RoIAlign of the present rois, each from the pyramid level that fits its size.
 
-        The level rule is equation 1 of Lin et al. 2017 (feature pyramid networks).
+        The level rule is equation 1 of Lin et al. 2017 (feature pyramid networks). The first roi
+        is pooled even if absent: not every layer, nor every runtime, takes an empty batch.
 
         Args:
             rois: [B * P, 4], present: bool [B * P], per_image: P.
@@ -193,8 +193,8 @@ class InferenceGraph(nn.Module):
         Returns:
             pooled [N, channels, size, size] and the places int64 [N] of those N rois among B * P.
         """
-        image = torch.arange(rois.shape[0], device=rois.device)
-        image = torch.div(image, per_image, rounding_mode="floor").to(rois.dtype)
+        position = torch.arange(rois.shape[0], device=rois.device)
+        image = torch.div(position, per_image, rounding_mode="floor").to(rois.dtype)
         numbered = torch.cat((image[:, None], rois), dim=1)
         lowest, highest = (int(math.log2(self.roi_strides[end])) for end in (0, -1))
         side = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).sqrt()
@@ -202,21 +202,24 @@ class InferenceGraph(nn.Module):
         level_of = level_of.floor().clamp(lowest, highest)
         pooled, places = [], []
         for level in range(lowest, highest + 1):  # levels of equal stride: the first serves all
-            place = torch.nonzero(present & (level_of == level))[:, 0]
+            place = torch.nonzero((present | (position == 0)) & (level_of == level))[:, 0]
             feature = features[self.roi_levels[level - lowest]]
-            stride = self.roi_strides[level - lowest]
+            spatial_scale = 1 / self.roi_strides[level - lowest]
             places.append(place)
             pooled.append(
                 torch.ops.torchvision.roi_align(
                     feature,
                     numbered[place],
-                    1 / stride,
+                    spatial_scale,
                     *self.roi_size,
                     self.roi_sampling_ratio,
                     False,
                 )
             )
-        return torch.cat(pooled), torch.cat(places)
+        pooled_rois = torch.cat(pooled)
+        if torch.compiler.is_compiling():
+            torch._check(pooled_rois.numel() != 0)  # lets layers like BatchNorm be traced
+        return pooled_rois, torch.cat(places)
 
     def _select(
         self, boxes: Tensor, scores: Tensor, scale: Tensor

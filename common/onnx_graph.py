@@ -92,52 +92,67 @@ def _name_dimensions(model: Any) -> None:
 
 def translations() -> dict[Callable, Callable]:
     """ONNX functions for the custom operators of common/inference_ops.py."""
-    import onnx
     import torch
-    from onnxscript import opset18
 
     from common import inference_ops  # noqa: F401  (registers the operators)
 
+    return {
+        torch.ops.detection.preprocess.default: _preprocess_to_onnx(),
+        torch.ops.detection.nms_mask.default: _nms_mask_to_onnx(),
+    }
+
+
+def _preprocess_to_onnx() -> Callable:
+    import onnx
+    from onnxscript import opset18
+
     op: Any = opset18  # its own annotations do not admit nested calls
 
-    def constant(value: float) -> Any:
-        return onnx.helper.make_tensor("value", onnx.TensorProto.FLOAT, [1], [value])
+    def limits_of(size: Any) -> Any:
+        """int64 (height, width) -> float32 (width, height, width, height)."""
+        order = op.Constant(value_ints=[1, 0, 1, 0])
+        return op.Cast(op.Gather(size, order), to=onnx.TensorProto.FLOAT)
+
+    def resized_size(size: Any, min_size: int, max_size: int) -> Any:
+        min_side, max_side = (op.Constant(value_ints=[side]) for side in (min_size, max_size))
+        by_short = op.Div(op.Mul(size, min_side), op.ReduceMin(size, keepdims=1))
+        by_long = op.Div(op.Mul(size, max_side), op.ReduceMax(size, keepdims=1))
+        return op.Max(op.Min(by_short, by_long), op.Constant(value_ints=[1]))
 
     def preprocess(images, mean, std, min_size: int, max_size: int, divisor: int):
-        original = op.Shape(images, start=1, end=3)
-        by_short = op.Div(
-            op.Mul(original, op.Constant(value_ints=[min_size])),
-            op.ReduceMin(original, keepdims=1),
-        )
-        by_long = op.Div(
-            op.Mul(original, op.Constant(value_ints=[max_size])),
-            op.ReduceMax(original, keepdims=1),
-        )
-        resized = op.Max(op.Min(by_short, by_long), op.Constant(value_ints=[1]))
         pixels = op.Cast(op.Transpose(images, perm=[0, 3, 1, 2]), to=onnx.TensorProto.FLOAT)
         pixels = op.Div(pixels, op.Constant(value_float=255.0))
         channels = op.Constant(value_ints=[3, 1, 1])
         pixels = op.Sub(pixels, op.Reshape(mean, channels))
         pixels = op.Div(pixels, op.Reshape(std, channels))
-        target = op.Concat(op.Shape(pixels, start=0, end=2), resized, axis=0)
+        original = op.Shape(images, start=1, end=3)
+        resized = resized_size(original, min_size, max_size)
         pixels = op.Resize(
             pixels,
             None,
             None,
-            target,
+            op.Concat(op.Shape(pixels, start=0, end=2), resized, axis=0),
             mode="linear",
             coordinate_transformation_mode="half_pixel",
         )
         step = op.Constant(value_ints=[divisor])
         missing = op.Mod(op.Sub(step, op.Mod(resized, step)), step)
-        pixels = op.Pad(
-            pixels, op.Concat(op.Constant(value_ints=[0, 0, 0, 0, 0, 0]), missing, axis=0)
-        )
-        return (
-            pixels,
-            _as_limits(op, resized),
-            op.Div(_as_limits(op, original), _as_limits(op, resized)),
-        )
+        before_and_after = op.Concat(op.Constant(value_ints=[0] * 6), missing, axis=0)
+        limits = limits_of(resized)
+        return op.Pad(pixels, before_and_after), limits, op.Div(limits_of(original), limits)
+
+    return preprocess
+
+
+def _nms_mask_to_onnx() -> Callable:
+    import onnx
+    from onnxscript import opset18
+
+    op: Any = opset18
+
+    def filled(shape: Any, value: float) -> Any:
+        content = onnx.helper.make_tensor("value", onnx.TensorProto.FLOAT, [1], [value])
+        return op.ConstantOfShape(shape, value=content)
 
     def nms_mask(boxes, scores, iou_threshold: float, score_threshold: float):
         selected = op.NonMaxSuppression(
@@ -147,19 +162,8 @@ def translations() -> dict[Callable, Callable]:
             op.Constant(value_floats=[iou_threshold]),
             op.Constant(value_floats=[score_threshold]),
         )
-        nothing = op.ConstantOfShape(op.Shape(scores), value=constant(0.0))
-        marks = op.ConstantOfShape(op.Shape(selected, start=0, end=1), value=constant(1.0))
-        return op.Greater(op.ScatterND(nothing, selected, marks), op.Constant(value_float=0.5))
+        marks = filled(op.Shape(selected, start=0, end=1), 1.0)
+        mask = op.ScatterND(filled(op.Shape(scores), 0.0), selected, marks)
+        return op.Greater(mask, op.Constant(value_float=0.5))
 
-    return {
-        torch.ops.detection.preprocess.default: preprocess,
-        torch.ops.detection.nms_mask.default: nms_mask,
-    }
-
-
-def _as_limits(op: Any, size: Any) -> Any:
-    """int64 (height, width) -> float32 (width, height, width, height)."""
-    import onnx
-
-    order = op.Constant(value_ints=[1, 0, 1, 0])
-    return op.Cast(op.Gather(size, order), to=onnx.TensorProto.FLOAT)
+    return nms_mask
