@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/export_onnx.py` fi
 from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
 from common.onnx_graph import DEFAULT_OPSET, OPSETS, write_onnx
+from phase4_deployment import parity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,35 +31,19 @@ if TYPE_CHECKING:
     from phase4_deployment.package.detect import Detector
 
 FORMAT = "detector/1"  # read by package/detect.py
-# (batch, height, width): sizes common in COCO, where other exporters resize one pixel off, odd
-# ones, very small and very long ones; and batches, each of which holds a black image
-GATE_SHAPES = (
-    (1, 480, 640),
-    (1, 375, 500),
-    (1, 640, 427),
-    (1, 333, 501),
-    (1, 97, 131),
-    (1, 32, 32),
-    (1, 120, 960),
-    (2, 240, 320),
-    (5, 150, 201),
-)
-MIN_MATCHED = 0.99  # a score may fall to the other side of a threshold in the last digit
-MAX_BOX_ERROR_PX, MAX_SCORE_ERROR = 0.05, 1e-3
 GATE_IMAGES = 8  # images of the val split that the gate's pictures are cut from
 
 
 class ParityError(UserError):
     """The exported file does not find what PyTorch finds; `parity` holds the numbers."""
 
-    def __init__(self, path: Path, parity: dict[str, Any]):
+    def __init__(self, path: Path, measured: dict[str, Any]):
         super().__init__(
             path,
-            f"differs from PyTorch: {describe_parity(parity)}; needed {MIN_MATCHED:.0%}, "
-            f"{MAX_BOX_ERROR_PX} px, {MAX_SCORE_ERROR}; it was not written",
+            f"differs from PyTorch ({parity.describe(measured)}), so it was not written",
             "export with the tested versions of constraints.txt",
         )
-        self.parity = parity
+        self.parity = measured
 
 
 def export_onnx(
@@ -70,15 +55,12 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Writes `path` and returns its parity with torchvision's own forward pass.
 
-    Both run in float32 on the CPU over GATE_SHAPES.
-
     Args:
-        images: uint8 RGB pictures with objects that the check uses, beside made-up ones.
+        images: uint8 RGB pictures with objects for the check; made-up ones if there are none.
         opset: one of common.onnx_graph.OPSETS.
 
     Returns:
-        `matched` (share of detections with a partner, the worse of both directions),
-        `max_box_error_px`, `max_score_error` (None without pairs), `detections`, `images`.
+        See `parity.compare_with_torch`.
 
     Raises:
         ParityError: the file differs; nothing is left at `path` that was not there before.
@@ -86,23 +68,17 @@ def export_onnx(
     import torch
 
     from common.inference_graph import InferenceGraph
-    from common.models import stock_predictor
     from phase4_deployment.package.detect import Detector
 
     model = copy.deepcopy(loaded.model).cpu().float()
-    cpu = torch.device("cpu")
     with artifacts.atomic_path(path) as temporary:
         graph = InferenceGraph(model)
         write_onnx(graph, temporary, metadata(loaded, graph), opset)
         detector = Detector(temporary, "cpu", threads=torch.get_num_threads())
-        parity = measure_parity(
-            stock_predictor(model, cpu),
-            onnx_predictor(detector),
-            gate_batches(images),
-        )
-        if not holds(parity):
-            raise ParityError(path, parity)
-    return parity
+        measured = parity.compare_with_torch(model, detector, parity.gate_batches(images))
+        if not measured["holds"]:
+            raise ParityError(path, measured)
+    return measured
 
 
 def onnx_predictor(detector: "Detector") -> "Predictor":
@@ -134,61 +110,6 @@ def metadata(loaded: "LoadedModel", graph: Any) -> dict[str, str]:
     }
 
 
-def gate_batches(images: "Sequence[np.ndarray]") -> "list[list[np.ndarray]]":
-    """Pictures of the sizes and batches of GATE_SHAPES, the last one of a batch black."""
-    import cv2
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    batches: list[list[np.ndarray]] = []
-    for batch, height, width in GATE_SHAPES:
-        pictures = []
-        for index in range(batch):
-            if images:
-                picture = images[(len(batches) + index) % len(images)]
-            else:
-                picture = rng.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), np.uint8)
-            pictures.append(cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC))
-        if batch > 1:
-            pictures[-1] = np.zeros_like(pictures[-1])
-        batches.append(pictures)
-    return batches
-
-
-def measure_parity(
-    reference: "Predictor", candidate: "Predictor", batches: "Sequence[Sequence[np.ndarray]]"
-) -> dict[str, Any]:
-    """Compares both ways, so that neither missing nor additional detections pass."""
-    from common.evaluation import compare_detections
-
-    expected = [found for batch in batches for found in reference(batch)]
-    actual = [found for batch in batches for found in candidate(batch)]
-    both_ways = compare_detections(expected, actual), compare_detections(actual, expected)
-    return {
-        **min(both_ways, key=lambda parity: parity["matched"] or 0.0),
-        "detections": sum(len(found[1]) for found in expected),
-        "images": len(expected),
-    }
-
-
-def holds(parity: dict[str, Any]) -> bool:
-    return (
-        parity["matched"] >= MIN_MATCHED
-        and (parity["max_box_error_px"] or 0) <= MAX_BOX_ERROR_PX
-        and (parity["max_score_error"] or 0) <= MAX_SCORE_ERROR
-    )
-
-
-def describe_parity(parity: dict[str, Any]) -> str:
-    text = f"{parity['matched']:.2%} of {parity['detections']} detections agree"
-    if parity["max_box_error_px"] is None:
-        return text
-    return (
-        f"{text}, boxes to {parity['max_box_error_px']:.2g} px, "
-        f"scores to {parity['max_score_error']:.2g}"
-    )
-
-
 def gate_images(data_path: Path | None) -> "list[np.ndarray]":
     """The first val images of a data set; none when there is no data set."""
     from common.coco import load_split, read_image
@@ -218,10 +139,10 @@ def run_export(
     log.info(environment.summary_line("cpu"))
     images = gate_images(data_path)
     log.info("Exporting %s and comparing it with PyTorch", loaded.architecture)
-    parity = export_onnx(loaded, output, images=images, opset=opset)
-    if not parity["detections"]:
+    measured = export_onnx(loaded, output, images=images, opset=opset)
+    if not measured["detections"]:
         log.warning("The check found no objects: give --data-path with images that hold some")
-    log.info("Parity: %s (%d images)", describe_parity(parity), parity["images"])
+    log.info("Parity: %s (%d images)", parity.describe(measured), measured["images"])
     size_mib = output.stat().st_size / 2**20
     log.info("Size:   %.1f MiB", size_mib)
     report = {
@@ -230,7 +151,7 @@ def run_export(
         "sha256": artifacts.sha256(output),
         "size_mib": size_mib,
         "opset": opset,
-        "parity": parity,
+        "parity": measured,
     }
     artifacts.write_json(artifacts.sidecar(output), report)
     cli.finished(

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/test_onnx.py` find
 
 from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
-from phase4_deployment.export_onnx import describe_parity, holds, measure_parity, onnx_predictor
+from phase4_deployment import parity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,8 +70,8 @@ def try_onnx(
         "parity": _compare(detector, images, model_path) if model_path else None,
     }
     artifacts.write_json(output / "onnx_test.json", report)
-    if report["parity"] and not holds(report["parity"]):
-        text = describe_parity(report["parity"])
+    if report["parity"] and not report["parity"]["holds"]:
+        text = parity.describe(report["parity"])
         raise UserError(onnx_path, f"differs from {model_path}: {text}", "export it again")
     cli.finished([output / "onnx_test.json"], "python phase4_deployment/export_all.py")
 
@@ -121,19 +121,14 @@ def _compare(
 ) -> dict[str, Any]:
     import torch
 
-    from common.models import load_model, stock_predictor
+    from common.models import load_model
 
-    cpu = torch.device("cpu")
-    loaded = load_model(model_path, cpu)
+    loaded = load_model(model_path, torch.device("cpu"))
     if artifacts.sha256(model_path) != detector.metadata["source_sha256"]:
         log.warning("%s is not the checkpoint this file was exported from", model_path)
-    parity = measure_parity(
-        stock_predictor(loaded.model, cpu),
-        onnx_predictor(detector),
-        [[image] for image in images],
-    )
-    log.info("Parity:   %s", describe_parity(parity))
-    return parity
+    measured = parity.compare_with_torch(loaded.model, detector, [[image] for image in images])
+    log.info("Parity:   %s", parity.describe(measured))
+    return measured
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,129 @@
+"""Whether an exported detector finds what PyTorch finds: the pictures, the measure, the verdict."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torchvision.models.detection import FasterRCNN
+
+    from phase4_deployment.package.detect import Detector
+
+# (batch, height, width): sizes common in COCO, where other exporters resize one pixel off, odd
+# ones, very small and very long ones; and batches, each of which holds a black image
+GATE_SHAPES = (
+    (1, 480, 640),
+    (1, 375, 500),
+    (1, 640, 427),
+    (1, 333, 501),
+    (1, 97, 131),
+    (1, 32, 32),
+    (1, 120, 960),
+    (2, 240, 320),
+    (5, 150, 201),
+)
+# How far PyTorch is moved to see how sensitive a model is: in units of a normalised pixel, about
+# what two correct implementations of the resize differ by, and a thousandth of a grey level
+PIXEL_SHIFT = 1e-5
+
+
+class Tolerance(NamedTuple):
+    """The least share of matched detections, the largest box (pixels) and score differences."""
+
+    matched: float
+    box_error_px: float
+    score_error: float
+
+
+STRICT = Tolerance(0.99, 0.05, 1e-3)  # a score may fall to the other side of a threshold
+LOOSEST = Tolerance(0.9, 1.0, 1e-2)  # for models that amplify rounding, above all untrained ones
+
+
+def compare_with_torch(
+    model: "FasterRCNN", detector: "Detector", batches: "Sequence[Sequence[np.ndarray]]"
+) -> dict[str, Any]:
+    """Parity of an ONNX file with torchvision's own forward pass in float32 on the CPU.
+
+    A file outside STRICT still holds when it differs less than PyTorch does from itself after
+    PIXEL_SHIFT, within LOOSEST.
+
+    Returns:
+        `matched` (share of detections with a partner, the worse of both directions),
+        `max_box_error_px`, `max_score_error` (None without pairs), `detections`, `images`,
+        `sensitivity` (PyTorch's own difference; None if not needed) and the verdict `holds`.
+    """
+    import torch
+
+    from common.inference_graph import InferenceGraph, graph_predictor
+    from common.models import Detections, stock_predictor
+
+    cpu = torch.device("cpu")
+    stock = stock_predictor(model, cpu)
+    expected = [found for batch in batches for found in stock(batch)]
+    actual = [Detections(*found[:3]) for batch in batches for found in detector(batch)]
+    parity = measure_parity(expected, actual)
+    if within(parity, STRICT):
+        return {**parity, "sensitivity": None, "holds": True}
+    moved = InferenceGraph(model)
+    moved.mean -= PIXEL_SHIFT * moved.std
+    predict = graph_predictor(moved, cpu)
+    sensitivity = measure_parity(expected, [found for batch in batches for found in predict(batch)])
+    tolerance = Tolerance(
+        max(min(STRICT.matched, sensitivity["matched"]), LOOSEST.matched),
+        min(max(STRICT.box_error_px, sensitivity["max_box_error_px"] or 0), LOOSEST.box_error_px),
+        min(max(STRICT.score_error, sensitivity["max_score_error"] or 0), LOOSEST.score_error),
+    )
+    return {**parity, "sensitivity": sensitivity, "holds": within(parity, tolerance)}
+
+
+def measure_parity(expected: Sequence, actual: Sequence) -> dict[str, Any]:
+    """Compares Detections both ways, so that neither missing nor additional ones pass."""
+    from common.evaluation import compare_detections
+
+    both_ways = compare_detections(expected, actual), compare_detections(actual, expected)
+    return {
+        **min(both_ways, key=lambda parity: parity["matched"] or 0.0),
+        "detections": sum(len(found.scores) for found in expected),
+        "images": len(expected),
+    }
+
+
+def within(parity: dict[str, Any], tolerance: Tolerance) -> bool:
+    return (
+        parity["matched"] >= tolerance.matched
+        and (parity["max_box_error_px"] or 0) <= tolerance.box_error_px
+        and (parity["max_score_error"] or 0) <= tolerance.score_error
+    )
+
+
+def describe(parity: dict[str, Any]) -> str:
+    """`98.00% of 50 detections agree, boxes to 0.01 px, scores to 1e-05`."""
+    text = f"{parity['matched']:.2%} of {parity['detections']} detections agree"
+    if parity["max_box_error_px"] is None:
+        return text
+    return (
+        f"{text}, boxes to {parity['max_box_error_px']:.2g} px, "
+        f"scores to {parity['max_score_error']:.2g}"
+    )
+
+
+def gate_batches(images: "Sequence[np.ndarray]") -> "list[list[np.ndarray]]":
+    """Pictures of GATE_SHAPES, resized from `images` or made up without any; the last one of a
+    batch is black."""
+    import cv2
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    batches: list[list[np.ndarray]] = []
+    for batch, height, width in GATE_SHAPES:
+        pictures = []
+        for index in range(batch):
+            if images:
+                picture = images[(len(batches) + index) % len(images)]
+            else:
+                picture = rng.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), np.uint8)
+            pictures.append(cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC))
+        if batch > 1:
+            pictures[-1] = np.zeros_like(pictures[-1])
+        batches.append(pictures)
+    return batches
