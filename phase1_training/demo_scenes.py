@@ -12,6 +12,7 @@ import numpy as np
 
 from phase1_training.demo_backgrounds import (
     ROAD_BOTTOM,
+    ROAD_TOP,
     Background,
     Prop,
     Style,
@@ -245,8 +246,10 @@ class Slot:
 def _slots() -> tuple[Slot, ...]:
     person, car, bus, dog = CATEGORIES
     return (
-        Slot(person, (ROAD_BOTTOM + 0.02, 0.72), -1),
-        Slot(person, (0.88, 0.97), 1, pause=(30, 60)),
+        # A stroller and, nearer and so in front, people in a hurry: while one is hidden it moves
+        # less than its own width, so that overlap alone can find it again.
+        Slot(person, (ROAD_BOTTOM + 0.02, 0.70), -1, pace=0.45),
+        Slot(person, (0.88, 0.97), 1, pace=1.25, pause=(20, 50)),
         Slot(bus, (0.33, 0.36), -1, pause=(50, 90)),
         Slot(car, (0.38, 0.41), -1),
         Slot(car, (0.55, 0.60), 1),
@@ -255,12 +258,24 @@ def _slots() -> tuple[Slot, ...]:
     )
 
 
+def _open_pavement(background: Background) -> Background:
+    """Without the bushes and planters before the road, which would hide a stroller for seconds:
+    lamp posts hide people and cars for a few frames."""
+    road_edge = background.horizon + ROAD_TOP * (len(background.image) - background.horizon)
+    kept = [
+        prop
+        for prop in background.props
+        if prop.foot_y <= road_edge or prop.sprite.shape[0] > prop.sprite.shape[1]
+    ]
+    return replace(background, props=tuple(kept))
+
+
 class VideoScene:
     """A street over time: `step` draws the next frame of `render`'s kind."""
 
     def __init__(self, rng: np.random.Generator, style: Style, width: int, height: int):
         self.rng, self.width, self.height = rng, width, height
-        self.background = make_background(rng, style, width, height, 5)
+        self.background = _open_pavement(make_background(rng, style, width, height, 5))
         self.camera = replace(random_camera(rng), gain=1.0, blur=0.5)
         self.slots = _slots()
         self.next_id = 1
