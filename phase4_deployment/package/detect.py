@@ -33,6 +33,7 @@ PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
 }
 COLORS = ((66, 133, 244), (219, 68, 55), (244, 160, 0), (15, 157, 88), (171, 71, 188))
+WHITE = (255, 255, 255)
 DEFAULT_FPS = 25.0  # of a video that does not tell its own
 
 
@@ -151,21 +152,18 @@ def draw(image: "np.ndarray", detections: ImageDetections) -> "np.ndarray":
 
     image = image.copy()
     thickness = max(1, round(min(image.shape[:2]) / 300))
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.4 + 0.1 * thickness
     for box, score, label, name in zip(*detections, strict=True):
         left, top, right, bottom = (round(float(side)) for side in box)
         color = COLORS[label % len(COLORS)]
         cv2.rectangle(image, (left, top), (right, bottom), color, thickness)
-        text = f"{name} {score:.2f}"
-        cv2.putText(
-            image,
-            text.encode("ascii", "replace").decode(),  # OpenCV's font has no other letters
-            (left, max(top - 4, 12)),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            0.4 + 0.1 * thickness,
-            color,
-            thickness,
-            cv2.LINE_AA,
-        )
+        letters = name.encode("ascii", "replace").decode()  # OpenCV's font has no others
+        text = f"{letters} {score:.2f}"
+        (width, height), descent = cv2.getTextSize(text, font, size, thickness)
+        baseline = max(top - descent, height)
+        corners = (left, baseline - height), (left + width, baseline + descent)
+        cv2.rectangle(image, *corners, color, cv2.FILLED)
+        cv2.putText(image, text, (left, baseline), font, size, WHITE, thickness, cv2.LINE_AA)
     return image
 
 
