@@ -3,13 +3,15 @@
 import contextlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from torchvision.models.detection import FasterRCNN
+
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # x86-64, and the last one on Arm
 
 
 @contextlib.contextmanager
@@ -50,6 +52,22 @@ def precision_safe_autocast(
     finally:
         for module in heavy:
             del module.forward  # the class's own forward shows again
+
+
+def native_amp(device: "torch.device") -> str:
+    """The half precision the device computes natively: "bf16", "fp16" or, with neither, "off".
+
+    Without instructions of its own a CPU emulates bfloat16 more slowly than it computes FP32.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    if device.type == "cpu":
+        # Older releases of torch do not tell what the processor can do.
+        capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return "bf16" if any(capabilities.get(name) for name in BF16_INSTRUCTIONS) else "off"
+    return "off"
 
 
 def _to_float32(value: Any) -> Any:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from phase1_training.engine import EpochResult, Recipe, Trainer
 
-EPOCHS = {True: 7, False: 10}  # by "is it the demo model?"
+EPOCHS = {True: 8, False: 10}  # by "is it the demo model?"
 BATCH_SIZE = 4
 WORKERS = min(4, max(1, (os.cpu_count() or 1) // 2))  # the others compute
 LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}
@@ -172,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--min-size", type=cli.positive_int, help="short side after the resize, px")
     data.add_argument("--max-size", type=cli.positive_int, help="longest side after it, px")
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--epochs", type=cli.positive_int, help="default: 10 (demo: 7)")
+    recipe.add_argument("--epochs", type=cli.positive_int, help="default: 10 (demo: 8)")
     recipe.add_argument("--batch-size", type=cli.positive_int, default=BATCH_SIZE, help="images")
     recipe.add_argument("--optimizer", choices=("sgd", "adamw"), help="default: sgd (demo: adamw)")
     recipe.add_argument("--lr", type=cli.positive_float, help="default: 0.005 (adamw: 0.001)")
@@ -193,9 +193,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     recipe.add_argument(
         "--amp",
-        choices=("off", "bf16", "fp16"),
-        default="off",
-        help="precision of the heavy layers; boxes and losses stay FP32",
+        choices=("off", "bf16", "fp16", "auto"),
+        help="half precision of the heavy layers, boxes and losses staying FP32; auto: the one the "
+        "device computes natively, if any (default: off; demo: auto)",
     )
     recipe.add_argument(
         "--crop-probability",
@@ -268,10 +268,12 @@ def _load_start(args: argparse.Namespace, train_split: coco.CocoSplit) -> models
     return loaded
 
 
-def _recipe(args: argparse.Namespace, run: Run) -> "Recipe":
+def _recipe(args: argparse.Namespace, run: Run, device: "torch.device") -> "Recipe":
+    from common.fastpath import native_amp
     from phase1_training.engine import Recipe
 
     is_demo = run.architecture == models.DEMO
+    amp = args.amp or ("auto" if is_demo else "off")
     optimizer = args.optimizer or ("adamw" if is_demo else "sgd")
     steps_per_epoch = -(-len(run.train.records) // args.batch_size)
     return Recipe(
@@ -285,7 +287,7 @@ def _recipe(args: argparse.Namespace, run: Run) -> "Recipe":
         step_size=args.step_size,
         gamma=args.gamma,
         warmup_steps=min(args.warmup_steps, steps_per_epoch),
-        amp=args.amp,
+        amp=native_amp(device) if amp == "auto" else amp,
         crop_probability=(
             CROP_PROBABILITY[is_demo] if args.crop_probability is None else args.crop_probability
         ),
@@ -307,14 +309,14 @@ def _run(args: argparse.Namespace) -> None:
     device = environment.select_device(args.device)
     if args.amp == "fp16" and device.type == "cpu":
         raise UserError("--amp fp16", "needs a GPU", "use --amp bf16 or off")
-    recipe = _recipe(args, run)
+    recipe = _recipe(args, run, device)
     for folder in (run.output, run.metrics):
         _require_writable(folder)
     log.info(environment.summary_line(str(device)))
     log.info(
-        "%s on %d images of %d classes (%d val images), %d epochs of batch %d",
+        "%s on %d images of %d classes (%d val images), %d epochs of batch %d, amp %s",
         *(run.architecture, len(run.train.records), len(run.train.class_names)),
-        *(len(run.val.records), recipe.epochs, recipe.batch_size),
+        *(len(run.val.records), recipe.epochs, recipe.batch_size, recipe.amp),
     )
     report = train(run, recipe, device, resume=args.resume)
     best = report["best"]

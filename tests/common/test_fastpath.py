@@ -171,3 +171,27 @@ def test_ordinary_normalisation_and_lone_layers_are_left_alone():
         nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), FrozenBatchNorm2d(2), nn.Conv2d(2, 1, 1)
     )
     assert fold_frozen_batchnorm(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        pytest.param({"avx512_bf16": True, "amx_bf16": False}, "bf16", id="x86 with bfloat16"),
+        pytest.param({"bf16": True}, "bf16", id="Arm with bfloat16"),
+        pytest.param({"avx512_f": True, "avx512_bf16": False}, "off", id="emulated only"),
+    ],
+)
+def test_native_amp_of_a_cpu(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert fastpath.native_amp(torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((8, 0), "bf16"), ((7, 5), "fp16")])
+def test_native_amp_of_a_gpu(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert fastpath.native_amp(torch.device("cuda", 0)) == expected
+
+
+def test_native_amp_where_torch_does_not_tell(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert fastpath.native_amp(torch.device("cpu")) == "off"
