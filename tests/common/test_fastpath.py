@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from common.fastpath import fold_frozen_batchnorm, precision_safe_autocast
+from common.fastpath import fold_frozen_batchnorm, native_amp, precision_safe_autocast
 from common.models import build_model
 
 
@@ -183,15 +183,15 @@ def test_ordinary_normalisation_and_lone_layers_are_left_alone():
 )
 def test_native_amp_of_a_cpu(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert fastpath.native_amp(torch.device("cpu")) == expected
+    assert native_amp(torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((8, 0), "bf16"), ((7, 5), "fp16")])
 def test_native_amp_of_a_gpu(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert fastpath.native_amp(torch.device("cuda", 0)) == expected
+    assert native_amp(torch.device("cuda", 0)) == expected
 
 
 def test_native_amp_where_torch_does_not_tell(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert fastpath.native_amp(torch.device("cpu")) == "off"
+    assert native_amp(torch.device("cpu")) == "off"
