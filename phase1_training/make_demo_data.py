@@ -248,8 +248,12 @@ def _write_video(folder: Path, frame_count: int, seed: int) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(__doc__)
-    parser.add_argument("--train-images", type=cli.positive_int, default=TRAIN_IMAGES)
-    parser.add_argument("--val-images", type=cli.positive_int, default=VAL_IMAGES)
+    parser.add_argument(
+        "--train-images", type=cli.positive_int, default=TRAIN_IMAGES, help="pictures to train on"
+    )
+    parser.add_argument(
+        "--val-images", type=cli.positive_int, default=VAL_IMAGES, help="pictures to validate on"
+    )
     parser.add_argument(
         "--video-frames", type=cli.positive_int, default=VIDEO_FRAMES, help="at 12 a second"
     )

@@ -43,7 +43,7 @@ class Tolerance:
 
 # The same FP32 arithmetic in another order: only ties in NMS and top-k may fall differently.
 EXACT = Tolerance(min_matched=0.99, max_box_error_px=0.5, max_map_change=0.001)
-# 8 (bf16) or 11 (fp16) bits of mantissa move a 16 px box by parts of a pixel, which is already
+# 8 (bf16) or 11 (fp16) significant bits move a 16 px box by parts of a pixel, which is already
 # IoU < 0.99, so only the accuracy is held.
 LOW_PRECISION = Tolerance(min_matched=0.0, max_box_error_px=float("inf"), max_map_change=0.002)
 
