@@ -76,9 +76,12 @@ def inference_steps(
 
     def step(clock: StageClock) -> None:
         with clock.stage("data wait"):
-            images = [read_image(record.path) for record in itertools.islice(records, batch_size)]
+            images = [
+                read_image(record.path, (record.width, record.height))
+                for record in itertools.islice(records, batch_size)
+            ]
         with clock.stage("copy to device"):
-            inputs = [torch.from_numpy(image.copy()).to(device) for image in images]
+            inputs = [torch.from_numpy(image).to(device) for image in images]
         with clock.stage("transform"):
             inputs = [image.permute(2, 0, 1).to(torch.float32) / 255 for image in inputs]
         with torch.inference_mode():
@@ -116,7 +119,7 @@ def measure_stages(
             step(free)
         with staged.watch(model), staged.step():
             step(staged)
-    with OperationCounter() as counter:
+    with OperationCounter(profiler.device) as counter:
         step(free)
     stage_ms = staged.mean_ms()
     total_ms = sum(stage_ms.values())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from common import timing
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 OTHER = "other"  # time of a step inside no named stage
 
 # Operations whose result's shape or value the host must know before it can go on. A GPU is then
-# waited for (torchvision's NMS reads its suppression mask back to the host).
+# waited for (torchvision's NMS reads back at least how many boxes are kept).
 WAITING_OPERATIONS = frozenset(
     {
         "aten::_local_scalar_dense",  # .item(), float(tensor), `if tensor:`
@@ -139,7 +140,9 @@ class StageClock:
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts the operations run inside its `with` block and those a GPU would be waited for.
+    """Counts the operations a device runs inside a `with` block and those it is waited for.
+
+    What runs on the CPU beside a GPU (decoding, say) is not counted.
 
     Attributes:
         operations: all of them; each is at least one kernel launch on a GPU, views aside.
@@ -147,8 +150,9 @@ class OperationCounter(TorchDispatchMode):
         copies: copies between host and device (none when everything is on the CPU).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
+        self._device = device
         self.operations = 0
         self.copies = 0
         self.waits: Counter[str] = Counter()
@@ -159,14 +163,19 @@ class OperationCounter(TorchDispatchMode):
         if parts is not NotImplemented:
             return parts
         result = func(*args, **(kwargs or {}))
+        devices = {t.device.type for t in _tensors((args, kwargs, result))}
+        if self._device.type not in devices:
+            return result
         self.operations += 1
         name = func.name().split(".")[0]
         if name in WAITING_OPERATIONS:
             self.waits[name] += 1
         elif name in ("aten::index", "aten::index_put", "aten::index_put_") and _has_mask(args[1]):
             self.waits["aten::nonzero"] += 1  # a boolean index is a nonzero inside
-        elif name in ("aten::_to_copy", "aten::copy_") and _crosses_devices(args, result):
+        elif name in ("aten::_to_copy", "aten::copy_") and len(devices) > 1:
             self.copies += 1
+            if result.device.type == "cpu":
+                self.waits["copy to the host"] += 1
         return result
 
 
@@ -174,6 +183,5 @@ def _has_mask(indices: Any) -> bool:
     return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
 
 
-def _crosses_devices(args: tuple, result: Any) -> bool:
-    tensors = [value for value in (*args, result) if isinstance(value, torch.Tensor)]
-    return len({tensor.device for tensor in tensors}) > 1
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]

@@ -132,7 +132,7 @@ def test_watching_a_model_changes_nothing_and_leaves_nothing_behind():
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_forced_waits_are_counted_in_every_gradient_mode(mode):
     values = torch.tensor([1.0, -1.0, 2.0])
-    with mode(), OperationCounter() as counter:
+    with mode(), OperationCounter(CPU) as counter:
         mask = values > 0
         values[mask]  # a boolean index
         torch.where(mask)
@@ -145,9 +145,20 @@ def test_forced_waits_are_counted_in_every_gradient_mode(mode):
 
 
 def test_a_branch_on_a_tensor_is_a_wait():
-    with OperationCounter() as counter:
+    with OperationCounter(CPU) as counter:
         assert torch.tensor([1.0]).any()
     assert counter.waits["aten::_local_scalar_dense"] == 1
+
+
+def test_only_what_the_device_runs_is_counted():
+    """ "meta" stands in for a GPU: a device beside the CPU that every machine has."""
+    host, elsewhere = torch.tensor([1.0, 2.0]), torch.ones(2, device="meta")
+    with OperationCounter(torch.device("meta")) as counter:
+        host.sum().item()  # decoding and sampling on the host make no GPU wait
+        host[host > 1]
+        elsewhere + 1
+        host.to("meta")
+    assert (counter.operations, counter.copies, counter.waits) == (2, 1, {})
 
 
 # --- advice -----------------------------------------------------------------------------------
