@@ -136,7 +136,11 @@ def _log_summary(report: dict[str, Any]) -> None:
     kinds = Counter((p["severity"], p["kind"], p["split"]) for p in report["problems"])
     for (severity, kind, split), number in kinds.items():
         log.info("%s: %s (%s), %d times", severity, kind, split, number)
-        same = (p for p in report["problems"] if (p["kind"], p["split"]) == (kind, split))
+        same = (
+            p
+            for p in report["problems"]
+            if (p["severity"], p["kind"], p["split"]) == (severity, kind, split)
+        )
         for problem, _ in zip(same, range(SHOWN_PER_KIND), strict=False):
             image = f"{problem['image']}: " if problem["image"] else ""
             log.info("    %s%s", image, problem["message"])
@@ -148,15 +152,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--architecture",
         choices=models.ARCHITECTURES,
-        default=models.DEMO,
-        help="whose resize boxes are judged by",
+        help="whose resize boxes are judged by (default: the one that train.py takes)",
     )
     cli.add_common_arguments(parser, output=paths.METRICS, output_help="folder of the report")
     return parser
 
 
 def _run(args: argparse.Namespace) -> int:
-    report = check(args.data_path, *models.SIZES[args.architecture])
+    is_demo = args.data_path.resolve() == paths.DEMO
+    architecture = args.architecture or (models.DEMO if is_demo else "fasterrcnn_resnet50_fpn")
+    report = check(args.data_path, *models.SIZES[architecture])
     _log_summary(report)
     path = args.output / "data_report.json"
     artifacts.write_json(path, {**artifacts.provenance("data_report", "cpu"), **report})

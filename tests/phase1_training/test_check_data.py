@@ -71,7 +71,8 @@ def broken(tmp_path) -> Path:
 
 def test_every_planted_fault_is_listed_and_nothing_is_changed(broken, tmp_path, capsys):
     before = checksums(broken)
-    assert check_data.main(["--data-path", str(broken), "--output", str(tmp_path / "out")]) == 2
+    command = ["--data-path", str(broken), "--output", str(tmp_path / "out")]
+    assert check_data.main([*command, "--architecture", "demo"]) == 2
     assert checksums(broken) == before
     report = artifacts.read_json(tmp_path / "out" / "data_report.json")
     assert report["schema"] == "data_report/1"
@@ -142,6 +143,30 @@ def test_boxes_are_judged_after_the_resize(tmp_path):
     assert "tiny box" not in kinds  # 10 px become 8
     (problem,) = found(check_data.check(data, 239, 1000), "tiny box", "warning")
     assert problem["message"].startswith("1 boxes are narrower than 8 px")
+
+
+def test_own_data_is_judged_by_the_resize_it_is_trained_with(tmp_path, capsys):
+    data = tmp_path / "data"
+    write_annotations(data, annotation([0, 0, 40, 8]), images=[image(1, "a.png", 400, 300)])
+    write_annotations(
+        data, annotation([0, 0, 40, 8]), images=[image(1, "b.png", 400, 300)], split="val"
+    )
+    for name in "ab":
+        picture(data / "images" / f"{name}.png", ord(name), (300, 400))
+    command = ["--data-path", str(data), "--output", str(tmp_path / "out")]
+    assert check_data.main(command) == 0
+    assert "tiny box" not in capsys.readouterr().out  # 21 px at a short side of 800
+    assert check_data.main([*command, "--architecture", "demo"]) == 0
+    assert "warning: tiny box (train), 1 times" in capsys.readouterr().out  # 7.7 px at 288
+
+
+def test_a_kind_lists_the_messages_of_its_own_severity(broken, tmp_path, capsys):
+    check_data.main(["--data-path", str(broken), "--output", str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("warning: box (train), 2 times") + 1
+    listed = [line for line in lines[start : start + 3] if line.startswith("    ")]
+    assert len(listed) == 2
+    assert not any("four finite numbers" in line for line in listed)
 
 
 def test_no_training_annotations_is_one_line(tmp_path, capsys):
