@@ -32,8 +32,7 @@ class VideoWriter:
             writer.write(frame)
 
     The file appears at `path` when the block ends. If the block raises, nothing appears and an
-    older file at `path` stays, unless `keep_partial` is set: then the frames written so far are
-    finished into a playable file and the exception goes on.
+    older file at `path` stays.
 
     Args:
         path: the mp4 to write; its folder is made.
@@ -55,7 +54,6 @@ class VideoWriter:
         self.path = Path(path)
         self.width, self.height, self.fps = width, height, Fraction(fps)
         self.frames_written = 0
-        self.keep_partial = False
 
     def __enter__(self) -> "VideoWriter":
         import av  # late: it loads a second FFmpeg beside OpenCV's
@@ -104,7 +102,7 @@ class VideoWriter:
         trace: TracebackType | None,
     ) -> None:
         with self._stack as stack:
-            if error is not None and not (self.keep_partial and self.frames_written):
+            if error is not None:
                 stack.pop_all().__exit__(kind, error, trace)  # discards the temporary file
                 return
             if not self.frames_written:

@@ -27,11 +27,10 @@ def frames(count: int, width: int = 64, height: int = 48) -> list[np.ndarray]:
     return result
 
 
-def write(path, images, fps=NTSC, *, size=None, then=None, keep_partial=False):
+def write(path, images, fps=NTSC, *, size=None, then=None):
     """Writes `images`; raises `then` inside the block afterwards when it is given."""
     height, width = size or images[0].shape[:2]
     with VideoWriter(path, width, height, fps) as writer:
-        writer.keep_partial = keep_partial
         for image in images:
             writer.write(image)
         if then is not None:
@@ -116,20 +115,6 @@ def test_failure_keeps_the_older_file(tmp_path):
         write(path, frames(1), then=RuntimeError("detector failed"))
     assert path.read_bytes() == b"older"
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
-
-
-def test_keep_partial_finishes_a_playable_file(tmp_path):
-    path = tmp_path / "clip.mp4"
-    with pytest.raises(KeyboardInterrupt):
-        write(path, frames(7), then=KeyboardInterrupt(), keep_partial=True)
-    assert len(read_with_opencv(path)) == 7
-    assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
-
-
-def test_keep_partial_without_a_frame_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "clip.mp4", [], size=(48, 64), then=KeyboardInterrupt(), keep_partial=True)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_frame_is_an_error(tmp_path):
