@@ -210,7 +210,7 @@ class VideoDetector:
         frames = (
             cli.progress(reader, total=total, label=reader.path.name) if total else iter(reader)
         )
-        while not stop.received and (batch := list(islice(frames, self.batch_size))):
+        while batch := list(islice(frames, self.batch_size)):
             clock.skip()
             detections_per_frame = self.detect_frames(batch)
             clock.lap("detect")
@@ -224,6 +224,8 @@ class VideoDetector:
                     writer.write(frame)
                     clock.lap("encode")
                 clock.frame_done()
+            if stop.received:  # only now: a video needs a frame
+                break
         return tracker, track_log
 
     def _settings(self) -> dict[str, Any]:

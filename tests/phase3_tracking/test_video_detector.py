@@ -14,7 +14,7 @@ import pytest
 
 from common.cli import UserError
 from common.models import Detections
-from phase3_tracking import mot_files
+from phase3_tracking import mot_files, video_io
 from phase3_tracking.recorded_detections import RecordedDetections
 from phase3_tracking.video_detector import VideoDetector, main
 from tests.phase3_tracking.video_files import (
@@ -326,6 +326,24 @@ def test_interrupted_run_leaves_a_playable_video(tmp_path, number, status):
     tracks = mot_files.read(tmp_path / "out.mot.txt", unique_ids=True)
     assert tracks.frames.tolist() == list(range(1, len(frames) + 1))
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("options", [(), ("--no-video",)])
+def test_a_signal_before_the_first_frame_leaves_a_playable_video(
+    tmp_path, video, monkeypatch, options
+):
+    class Opened(video_io.VideoReader):
+        def __init__(self, *arguments, **more):
+            super().__init__(*arguments, **more)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(video_io, "VideoReader", Opened)
+    detections, output = write_detections(tmp_path / "det.txt"), tmp_path / "out.mp4"
+    paths = ("--input", video, "--detections", detections, "--output", output)
+    assert run(*paths, "--batch-size", 2, *options) == 143
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert (report["complete"], report["frames_read"]) == (False, 2)
+    assert options or len(decoded(output)) == 2
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared test data is not here")
