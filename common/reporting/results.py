@@ -221,13 +221,15 @@ def formats_section(export: Report | None, quantization: Report | None) -> Secti
         "Every format is the same model, compared with the PyTorch one on the same images. Take "
         "the smallest or fastest whose mAP has not moved and whose status is ok."
     )
-    formats = [row for report in (export, quantization) for row in listed(dig(report, "formats"))]
+    formats: dict[str, Report] = {}
+    for report in (export, quantization):  # what both have measured is shown as the first has it
+        for row in listed(dig(report, "formats")):
+            formats.setdefault(text(row.get("name")), row)
     if not formats:
         return Section(title, reading, missing=EXPORT_COMMAND)
-    seen: dict[str, tuple[str, ...]] = {}
-    for row in formats:
-        seen[text(row.get("name"))] = (
-            text(row.get("name")),
+    rows = tuple(
+        (
+            name,
             number(dig(row, "size_mib"), 1),
             number(dig(row, "latency_ms", "p50"), 1),
             number(dig(row, "throughput_img_s"), 1),
@@ -238,12 +240,14 @@ def formats_section(export: Report | None, quantization: Report | None) -> Secti
             Path(text(dig(row, "file"))).name,
             text(dig(row, "status")).split(":")[0],
         )
+        for name, row in formats.items()
+    )
     columns = (
         *("Format", "Size MiB", "p50 ms", "Images/s", "Speed-up (95%)", "mAP"),
         *("Same boxes", "Largest shift px", "File", "Status"),
     )
-    blocks: list[Block] = [Table(columns, tuple(seen.values()))]
-    reasons = {text(row.get("name")): text(row.get("status")) for row in formats}
+    blocks: list[Block] = [Table(columns, rows)]
+    reasons = {name: text(row.get("status")) for name, row in formats.items()}
     blocks += [Note(f"{name} is {why}.") for name, why in reasons.items() if ":" in why]
     return Section(title, reading, blocks)
 

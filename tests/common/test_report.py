@@ -238,6 +238,20 @@ def test_results_of_an_earlier_model_are_pointed_out(outputs):
         assert Page(build_pages()[0]).text.count("2 different models") == words
 
 
+def test_a_format_measured_twice_is_shown_as_the_export_has_it():
+    """quantization.json may be of a later run, whose times belong to another baseline."""
+    export = {"formats": [{"name": "pytorch_fp32", "size_mib": 1.0, "status": "ok"}]}
+    later = {"name": "pytorch_fp32", "size_mib": 2.0, "status": "rejected: slow"}
+    added = {"name": "pytorch_int8_dynamic", "size_mib": 3.0, "status": "ok"}
+    section = results.formats_section(export, {"formats": [later, added]})
+    (shown,) = section.blocks
+    assert isinstance(shown, Table)
+    assert [row[:2] for row in shown.rows] == [
+        ("pytorch_fp32", "1.0"),
+        ("pytorch_int8_dynamic", "3.0"),
+    ]
+
+
 def test_package_size_counts_the_listed_files(tmp_path):
     (tmp_path / "a").write_bytes(bytes(1 << 20))
     (tmp_path / "unlisted").write_bytes(bytes(1 << 20))
