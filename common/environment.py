@@ -99,7 +99,10 @@ def describe(device: str) -> dict[str, Any]:
     }
     if str(device).startswith("cuda"):
         facts["cuda"] = torch.version.cuda
-        facts["tf32"] = torch.backends.cuda.matmul.allow_tf32
+        facts["tf32"] = {
+            "matmul": torch.backends.cuda.matmul.allow_tf32,
+            "convolutions": torch.backends.cudnn.allow_tf32,  # on by default, unlike the other
+        }
     return facts
 
 

@@ -57,6 +57,16 @@ def test_description_is_complete_and_json():
     assert set(facts) >= {"python", "platform", "cpu_count", "git_commit"}
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_told_for_matmul_and_for_convolutions(monkeypatch, allowed):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    facts = environment.describe("cuda:0")
+    assert facts["device_name"] == "some GPU"
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    assert facts["tf32"] == {"matmul": matmul, "convolutions": allowed}
+
+
 def test_summary_line_names_versions_and_device():
     line = environment.summary_line("cpu")
     assert torch.__version__ in line
