@@ -89,10 +89,11 @@ class GPUProfiler:
         elapsed_s = perf_counter() - self._open[-1].started
         measurement = self._open.pop()
         measurement.memory.__exit__(None, None, None)
-        measurement.note_peak(measurement.memory.mib)
+        allocated, reserved = _memory_now_mib(self.device)
+        for mib in (measurement.memory.mib, allocated):  # Linux counts peak and present loosely
+            measurement.note_peak(mib)
         if self._open:
             self._open[-1].note_peak(measurement.peak_mib)
-        allocated, reserved = _memory_now_mib(self.device)
         self.metrics[measurement.tag].append(
             {
                 "time_s": elapsed_s,

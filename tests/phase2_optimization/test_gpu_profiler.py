@@ -28,7 +28,7 @@ def test_start_and_stop_record_time_and_memory_under_their_tag():
     elapsed_s = profiler.stop()
     (record,) = profiler.metrics["sleep"]
     assert record["time_s"] == elapsed_s
-    assert 0.02 <= elapsed_s < 1
+    assert elapsed_s >= 0.02
     assert record["peak_memory_mib"] >= record["memory_allocated_mib"] > 10
     assert record["memory_reserved_mib"] == pytest.approx(record["memory_allocated_mib"], rel=0.2)
 
