@@ -109,25 +109,30 @@ def _ground_truth(split: CocoSplit, count: int) -> dict[str, list]:
 def compare_detections(
     reference: Sequence[Detections], candidate: Sequence[Detections]
 ) -> dict[str, float | None]:
-    """Parity of two detectors on the same images.
+    """Parity of two detectors on the same images, the same whichever is the reference.
 
-    Every reference detection scoring at least PARITY_MIN_SCORE looks for an unused candidate
-    with its label at IoU >= MATCH_IOU, best pairs first.
+    Detections are paired one to one, with the same label and IoU >= MATCH_IOU, best pairs first.
 
     Returns:
-        `matched`: share of reference detections with a partner (1.0 when there are none);
-        `max_box_error_px` and `max_score_error` over the pairs (None without pairs).
+        `matched`: share of the detections scoring at least PARITY_MIN_SCORE that have a partner,
+        of the reference or of the candidate, whichever is less: neither missing nor additional
+        detections pass (1.0 when there are none). `max_box_error_px` and `max_score_error` over
+        the pairs (None without pairs).
     """
-    total, box_errors, score_errors = 0, [], []
+    totals, partnered = np.zeros(2, int), np.zeros(2, int)
+    box_errors, score_errors = [], []
     for expected, found in zip(reference, candidate, strict=True):
-        strong = expected.scores >= PARITY_MIN_SCORE
-        expected = Detections(*(values[strong] for values in expected))
-        total += len(expected.scores)
+        strong = [side.scores >= PARITY_MIN_SCORE for side in (expected, found)]
+        totals += [side.sum() for side in strong]
         for i, j in _one_to_one(expected, found):
-            box_errors.append(np.abs(expected.boxes_xyxy[i] - found.boxes_xyxy[j]).max())
-            score_errors.append(abs(expected.scores[i] - found.scores[j]))
+            are_strong = np.array([strong[0][i], strong[1][j]])
+            partnered += are_strong
+            if are_strong.any():
+                box_errors.append(np.abs(expected.boxes_xyxy[i] - found.boxes_xyxy[j]).max())
+                score_errors.append(abs(expected.scores[i] - found.scores[j]))
+    shares = partnered[totals > 0] / totals[totals > 0]
     return {
-        "matched": len(box_errors) / total if total else 1.0,
+        "matched": float(shares.min(initial=1.0)),
         "max_box_error_px": float(max(box_errors)) if box_errors else None,
         "max_score_error": float(max(score_errors)) if score_errors else None,
     }

@@ -239,7 +239,7 @@ class Benchmark:
             return "ok"
         if parity["matched"] < tolerance.min_matched:
             return (
-                f"invalid: {parity['matched']:.1%} of the baseline's boxes found "
+                f"invalid: {parity['matched']:.1%} of the boxes are the baseline's "
                 f"(tolerance {tolerance.min_matched:.0%})"
             )
         if (parity["max_box_error_px"] or 0.0) > tolerance.max_box_error_px:

@@ -31,7 +31,7 @@ class Tolerance:
     """How far results may be from the baseline's before a speed-up counts as invalid.
 
     Attributes:
-        min_matched: share of the baseline's detections found again at IoU >= 0.99.
+        min_matched: share of the detections that it and the baseline both have at IoU >= 0.99.
         max_box_error_px: of a matched pair, any coordinate.
         max_map_change: of COCO mAP in 0..1, up or down.
     """

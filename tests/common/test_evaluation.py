@@ -233,7 +233,7 @@ def test_a_candidate_is_used_once_and_the_nearest_pair_first():
     assert result["max_score_error"] == 0.0
 
 
-def test_weak_reference_detections_are_not_asked_for():
+def test_weak_detections_are_not_asked_for():
     weak = np.nextafter(np.float32(PARITY_MIN_SCORE), np.float32(0))
     reference = [detections([A, B], [0.9, weak], [1, 1])]
     assert compare_detections(reference, [detections([A], [0.9], [1])])["matched"] == 1.0
@@ -244,9 +244,18 @@ def test_weak_reference_detections_are_not_asked_for():
 def test_parity_without_detections():
     nothing = {"matched": 1.0, "max_box_error_px": None, "max_score_error": None}
     assert compare_detections([], []) == nothing
-    assert compare_detections([detections()], [detections([A], [0.9], [1])]) == nothing
-    missing = compare_detections([detections([A], [0.9], [1])], [detections()])
-    assert missing == {**nothing, "matched": 0.0}
+    one = [detections([A], [0.9], [1])]
+    for missing in (
+        compare_detections(one, [detections()]),
+        compare_detections([detections()], one),
+    ):
+        assert missing == {**nothing, "matched": 0.0}
+
+
+def test_additional_detections_count_like_missing_ones():
+    few, more = [detections([A], [0.9], [1])], [detections([A, B, B], [0.9, 0.8, 0.01], [1, 1, 2])]
+    assert compare_detections(few, more)["matched"] == 0.5
+    assert compare_detections(more, few) == compare_detections(few, more)
 
 
 def test_parity_needs_the_same_images():

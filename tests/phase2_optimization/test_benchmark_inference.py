@@ -171,10 +171,27 @@ def test_boxes_beyond_the_tolerance_make_a_row_invalid(run, replace_variant):
     assert status == 0
     for row in rows(report, "channels_last").values():
         assert row["status"].startswith("invalid: ")
-        assert "of the baseline's boxes found" in row["status"]
+        assert "of the boxes are the baseline's" in row["status"]
     assert report["fastest_variant"] is None
     assert "channels_last" not in report["optimal_batch_size_by_variant"]
     assert rows(report, BASELINE)[1]["status"] == "ok"
+
+
+def test_additional_boxes_make_a_row_invalid(run, replace_variant):
+    """They come last, so mAP hardly notices them."""
+
+    def add(images, found):
+        extra = Detections(
+            np.array([[0, 0, 9, 9]], np.float32), np.array([0.051], np.float32), np.array([1])
+        )
+        return [
+            Detections(*(np.concatenate(both) for both in zip(one, extra, strict=True)))
+            for one in found
+        ]
+
+    replace_variant("channels_last", altered(add))
+    _, report = run("--variants", "channels_last")
+    assert rows(report, "channels_last")[1]["status"].startswith("invalid: ")
 
 
 def test_not_a_number_is_invalid_and_the_report_stays_json(run, replace_variant):
