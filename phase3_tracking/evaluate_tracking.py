@@ -2,7 +2,7 @@
 
     python phase3_tracking/evaluate_tracking.py                     # the result on the demo video
     python phase3_tracking/evaluate_tracking.py --tracks tracked.mot.txt --ground-truth gt.txt
-    python phase3_tracking/evaluate_tracking.py --detections MOT17/train   # runs IOUTracker first
+    python phase3_tracking/evaluate_tracking.py --detections MOT17/train   # tracks them first
 
 Every file is MOTChallenge text. There are two protocols:
 
@@ -30,7 +30,11 @@ sys.path.insert(0, str(ROOT))  # so `python phase3_tracking/evaluate_tracking.py
 
 from common import artifacts, cli, paths
 from common.cli import UserError, log
-from phase3_tracking.tracker_options import add_tracker_arguments, tracker_settings
+from phase3_tracking.tracker_options import (
+    add_tracker_arguments,
+    build_tracker,
+    tracker_settings,
+)
 
 if TYPE_CHECKING:
     from phase3_tracking.mot_files import MotBoxes, MotSequence
@@ -123,21 +127,20 @@ def _count_by_class(one: Comparison, class_names: Mapping[int, str]) -> "dict[st
 def run_tracker(
     detections: "MotBoxes", frame_count: int, settings: Mapping[str, Any], confidence: float | None
 ) -> "MotBoxes":
-    """The tracks IOUTracker makes of a detection file.
+    """The tracks a tracker makes of a detection file.
 
     Args:
         frame_count: frames of the sequence; the tracker sees those without detections too.
-        settings: the parameters of IOUTracker.
+        settings: the tracker and its parameters, see `tracker_settings`.
         confidence: detections below it are left out; None keeps all.
     """
     import numpy as np
 
     from phase3_tracking import mot_files
-    from phase3_tracking.object_tracker import IOUTracker
 
     if confidence is not None:
         detections = detections.select(detections.confidences >= confidence)
-    tracker = IOUTracker(**settings)
+    tracker = build_tracker(confidence=None, **settings)
     rows = [np.empty((0, 8))]
     for frame in range(1, frame_count + 1):
         x1, y1, x2, y2, ids, classes, confidences = tracker.update(detections.detections(frame)).T
@@ -174,7 +177,7 @@ def evaluate_tracking(
     result = score(comparisons, class_names)
     report = {
         **artifacts.provenance("tracking_eval", "cpu", inputs),
-        "tracker": {"name": "IOUTracker", **settings} if detections else None,
+        "tracker": settings if detections else None,
         **result,
     }
     artifacts.write_json(output, report)
@@ -282,7 +285,7 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--tracks", type=Path, help="tracks (default: those of the demo video)")
     source.add_argument(
-        "--detections", type=Path, help="det.txt, or a folder of sequences, to run IOUTracker on"
+        "--detections", type=Path, help="det.txt, or a folder of sequences, to run the tracker on"
     )
     parser.add_argument("--ground-truth", type=Path, help="ground truth of the file given")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="auto", help="see above")

@@ -12,6 +12,8 @@ the Hungarian method (Kuhn 1955; scipy's implementation of Crouse 2016) on inter
 as in the tracking half of SORT (Bewley et al. 2016) without its Kalman filter.
 """
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
@@ -20,22 +22,8 @@ from scipy.sparse.csgraph import connected_components
 MAX_PAIRS = 1 << 20  # pairs of boxes looked at in one go: bounds the memory of a crowded frame
 
 
-class IOUTracker:
-    """Class-aware IoU tracker with its state in flat arrays, one row per track.
-
-    A detection may continue a track only when both have the same class and their IoU is at least
-    `iou_threshold`; so an id never crosses classes. Among all such pairs, the set with the largest
-    total IoU is taken, each detection and each track being used at most once. Every detection left
-    over starts a track.
-
-    Args:
-        iou_threshold: smallest IoU that continues a track, above 0 and at most 1.
-        max_age: how many consecutive frames without a detection a track survives. A track missed
-            in `max_age` frames running can still be continued in the next one; one further miss
-            removes it. 0 removes a track at its first miss.
-        min_hits: how many detections a track must have had in all, the first included, before it is
-            returned. 1 returns a track in the frame it starts in. Misses in between do not reset
-            the count.
+class Tracker(ABC):
+    """What every tracker here shares: checked input, ids, ages, and state in flat arrays.
 
     Ids are 1, 2, 3, ... in the order in which tracks are first returned, and are never used again.
     The order of the detections in a frame has no influence on the result.
@@ -44,12 +32,9 @@ class IOUTracker:
         dropped_detections: detections refused so far, because a value was not finite or the box
             had no area.
         tracks_started: ids given so far.
-
-    Raises:
-        ValueError: a parameter is outside its range.
     """
 
-    def __init__(self, iou_threshold: float = 0.3, max_age: int = 30, min_hits: int = 1):
+    def __init__(self, iou_threshold: float, max_age: int, min_hits: int):
         if not 0 < iou_threshold <= 1:
             raise ValueError(f"iou_threshold must be above 0 and at most 1, not {iou_threshold}")
         if not max_age >= 0 or max_age % 1:
@@ -66,6 +51,7 @@ class IOUTracker:
         self._hits = np.empty(0, np.int64)
         self._missed = np.empty(0, np.int64)  # consecutive frames without a detection
 
+    @abstractmethod
     def update(self, detections: np.ndarray) -> np.ndarray:
         """Takes the detections of the next frame and returns the tracks seen in it.
 
@@ -80,22 +66,6 @@ class IOUTracker:
         Raises:
             ValueError: the array has another shape.
         """
-        detections = self._checked(detections)
-        matched, continued = associate(detections, self._detections, self.iou_threshold)
-        self._missed += 1
-        self._detections[continued] = detections[matched]
-        self._hits[continued] += 1
-        self._missed[continued] = 0
-
-        is_new = np.ones(len(detections), bool)
-        is_new[matched] = False
-        new, alive = detections[is_new], self._missed <= self.max_age
-        nothing, once = np.zeros(len(new), np.int64), np.ones(len(new), np.int64)
-        self._detections = np.concatenate([self._detections[alive], new])
-        self._ids = np.concatenate([self._ids[alive], nothing])
-        self._hits = np.concatenate([self._hits[alive], once])
-        self._missed = np.concatenate([self._missed[alive], nothing])
-        return self._seen_now()
 
     def _checked(self, detections: np.ndarray) -> np.ndarray:
         """Drops unusable rows and sorts the rest, so that ties never depend on the order given."""
@@ -126,6 +96,52 @@ class IOUTracker:
         seen = seen[np.argsort(self._ids[seen])]
         rows = self._detections[seen]
         return np.column_stack([rows[:, :4], self._ids[seen], rows[:, 5], rows[:, 4]])
+
+    def _renew(self, alive: np.ndarray, new: np.ndarray) -> None:
+        """Keeps the tracks marked in `alive` (K,) and starts one from each row of `new` (N, 6)."""
+        nothing, once = np.zeros(len(new), np.int64), np.ones(len(new), np.int64)
+        self._detections = np.concatenate([self._detections[alive], new])
+        self._ids = np.concatenate([self._ids[alive], nothing])
+        self._hits = np.concatenate([self._hits[alive], once])
+        self._missed = np.concatenate([self._missed[alive], nothing])
+
+
+class IOUTracker(Tracker):
+    """Class-aware IoU tracker with its state in flat arrays, one row per track.
+
+    A detection may continue a track only when both have the same class and their IoU is at least
+    `iou_threshold`; so an id never crosses classes. Among all such pairs, the set with the largest
+    total IoU is taken, each detection and each track being used at most once. Every detection left
+    over starts a track.
+
+    Args:
+        iou_threshold: smallest IoU that continues a track, above 0 and at most 1.
+        max_age: how many consecutive frames without a detection a track survives. A track missed
+            in `max_age` frames running can still be continued in the next one; one further miss
+            removes it. 0 removes a track at its first miss.
+        min_hits: how many detections a track must have had in all, the first included, before it is
+            returned. 1 returns a track in the frame it starts in. Misses in between do not reset
+            the count.
+
+    Raises:
+        ValueError: a parameter is outside its range.
+    """
+
+    def __init__(self, iou_threshold: float = 0.3, max_age: int = 30, min_hits: int = 1):
+        super().__init__(iou_threshold, max_age, min_hits)
+
+    def update(self, detections: np.ndarray) -> np.ndarray:
+        detections = self._checked(detections)
+        matched, continued = associate(detections, self._detections, self.iou_threshold)
+        self._missed += 1
+        self._detections[continued] = detections[matched]
+        self._hits[continued] += 1
+        self._missed[continued] = 0
+
+        is_new = np.ones(len(detections), bool)
+        is_new[matched] = False
+        self._renew(self._missed <= self.max_age, detections[is_new])
+        return self._seen_now()
 
 
 def associate(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from common.video import VideoWriter
-    from phase3_tracking.object_tracker import IOUTracker
+    from phase3_tracking.object_tracker import Tracker
     from phase3_tracking.video_io import VideoReader
 
 
@@ -35,7 +35,7 @@ def video_outcome(
 
 
 def track_outcome(
-    tracker: "IOUTracker",
+    tracker: "Tracker",
     track_log: "Sequence[tuple[int, np.ndarray]]",
     class_names: Mapping[int, str],
 ) -> dict[str, Any]:

@@ -1,15 +1,58 @@
-"""The tracker's command-line options, the same for tracking videos and for evaluating."""
+"""The choice of tracker and its options, the same for tracking videos and for evaluating."""
 
 import argparse
+import math
+from typing import TYPE_CHECKING, Any
 
 from common import cli
 
+if TYPE_CHECKING:
+    from phase3_tracking.object_tracker import Tracker
+
+TRACKERS = ("kalman", "iou")
 IOU_THRESHOLD, MAX_AGE, MIN_HITS = 0.3, 30, 1
+WEAK_CONFIDENCE = 0.1  # the Kalman tracker makes use of detections down to here
+START_MARGIN = 0.2  # it starts a track where a detection is this much above the confidence asked
+
+
+def build_tracker(
+    *, tracker: str, confidence: float | None, iou_threshold: float, max_age: int, min_hits: int
+) -> "Tracker":
+    """Makes the tracker called `tracker`, one of TRACKERS.
+
+    Args:
+        confidence: what counts as a strong detection for the Kalman tracker; None takes all
+            detections as strong, for files whose scores mean nothing.
+        iou_threshold, max_age, min_hits: see the trackers.
+
+    Raises:
+        ValueError: a parameter outside its range.
+    """
+    if tracker == "iou":
+        from phase3_tracking.object_tracker import IOUTracker
+
+        return IOUTracker(iou_threshold, max_age, min_hits)
+    from phase3_tracking.kalman_tracker import KalmanTracker
+
+    high = -math.inf if confidence is None else confidence
+    start = min(1.0, high + START_MARGIN)
+    return KalmanTracker(iou_threshold, max_age, min_hits, high, start)
+
+
+def smallest_confidence(tracker: str, confidence: float) -> float:
+    """The weakest detections the tracker wants to see, when `confidence` was asked for."""
+    return min(confidence, WEAK_CONFIDENCE) if tracker == "kalman" else confidence
 
 
 def add_tracker_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --iou-threshold, --max-age and --min-hits; their meaning is that of IOUTracker."""
+    """Adds --tracker, --iou-threshold, --max-age and --min-hits."""
     group = parser.add_argument_group("tracker")
+    group.add_argument(
+        "--tracker",
+        choices=TRACKERS,
+        default=TRACKERS[0],
+        help="kalman predicts where a track will be; iou looks where it was",
+    )
     group.add_argument(
         "--iou-threshold",
         type=_above_zero_fraction,
@@ -30,9 +73,10 @@ def add_tracker_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def tracker_settings(args: argparse.Namespace) -> dict[str, float]:
-    """The parameters of IOUTracker as given on the command line."""
+def tracker_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The tracker and its parameters as given on the command line."""
     return {
+        "tracker": args.tracker,
         "iou_threshold": args.iou_threshold,
         "max_age": args.max_age,
         "min_hits": args.min_hits,

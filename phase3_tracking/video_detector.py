@@ -33,7 +33,10 @@ from phase3_tracking.tracker_options import (
     IOU_THRESHOLD,
     MAX_AGE,
     MIN_HITS,
+    TRACKERS,
     add_tracker_arguments,
+    build_tracker,
+    smallest_confidence,
     tracker_settings,
 )
 
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
 
     from common.models import LoadedModel, Predictor
     from common.video import VideoWriter
-    from phase3_tracking.object_tracker import IOUTracker
+    from phase3_tracking.object_tracker import Tracker
     from phase3_tracking.recorded_detections import RecordedDetections
     from phase3_tracking.stop_signal import StopSignal
     from phase3_tracking.video_io import VideoReader
@@ -52,15 +55,17 @@ BATCH_SIZE = 4  # enough to keep a GPU busy, few enough to answer Ctrl-C soon
 
 
 class VideoDetector:
-    """A detector and an IoU tracker, applied to frames or to whole videos.
+    """A detector and a tracker, applied to frames or to whole videos.
 
     Args:
         model: what `common.models.load_model` returns, or any Predictor that also has
             `class_names` and `category_ids`, such as RecordedDetections.
-        confidence_threshold: detections below it are left out, in [0, 1].
+        confidence_threshold: detections below it are left out, in [0, 1]; but the Kalman tracker
+            may continue a track with a weaker one.
         classes: names or category ids to keep; None keeps all.
         batch_size: frames given to the model at a time.
-        iou_threshold, max_age, min_hits: see IOUTracker.
+        tracker: "kalman" or "iou".
+        iou_threshold, max_age, min_hits: see the trackers.
 
     Raises:
         UserError: a class the model does not have.
@@ -74,6 +79,7 @@ class VideoDetector:
         *,
         classes: Sequence[str] | None = None,
         batch_size: int = BATCH_SIZE,
+        tracker: str = TRACKERS[0],
         iou_threshold: float = IOU_THRESHOLD,
         max_age: int = MAX_AGE,
         min_hits: int = MIN_HITS,
@@ -81,17 +87,18 @@ class VideoDetector:
         import numpy as np
 
         from common.models import LoadedModel
-        from phase3_tracking.object_tracker import IOUTracker
 
         self.confidence_threshold = confidence_threshold
+        self._tracked_from = smallest_confidence(tracker, confidence_threshold)
         self.batch_size = batch_size
         self.class_names = dict(zip(model.category_ids, model.class_names, strict=True))
         self._tracker_settings: dict[str, Any] = {
+            "tracker": tracker,
             "iou_threshold": iou_threshold,
             "max_age": max_age,
             "min_hits": min_hits,
         }
-        IOUTracker(**self._tracker_settings)  # refuses bad settings now, not at the first video
+        self._new_tracker()  # refuses bad settings now, not at the first video
         self.device = "cpu"
         self._predict: Predictor
         if isinstance(model, LoadedModel):
@@ -106,6 +113,9 @@ class VideoDetector:
             self._predict = model
         self._category_of_label = np.array([0, *self.class_names])  # label 0 is the background
         self._kept = np.array(sorted(self._categories(classes)), np.int64)
+
+    def _new_tracker(self) -> "Tracker":
+        return build_tracker(confidence=self.confidence_threshold, **self._tracker_settings)
 
     def _categories(self, classes: Sequence[str] | None) -> set[int]:
         if classes is None:
@@ -124,6 +134,9 @@ class VideoDetector:
 
     def detect_frames(self, frames_bgr: "Sequence[np.ndarray]") -> "list[np.ndarray]":
         """`detect_frame` for several frames at a time."""
+        return self._detect(frames_bgr, self.confidence_threshold)
+
+    def _detect(self, frames_bgr: "Sequence[np.ndarray]", smallest: float) -> "list[np.ndarray]":
         import cv2
         import numpy as np
 
@@ -132,7 +145,7 @@ class VideoDetector:
             [cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in frames_bgr]
         ):
             categories = self._category_of_label[labels]
-            kept = (scores >= self.confidence_threshold) & np.isin(categories, self._kept)
+            kept = (scores >= smallest) & np.isin(categories, self._kept)
             found.append(np.column_stack([boxes_xyxy, scores, categories])[kept])
         return found
 
@@ -199,12 +212,11 @@ class VideoDetector:
         stop: "StopSignal",
         clock: StageClock,
         total: int | None,
-    ) -> "tuple[IOUTracker, list[tuple[int, np.ndarray]]]":
+    ) -> "tuple[Tracker, list[tuple[int, np.ndarray]]]":
         """The loop over the frames: the tracker at its end, and (frame, tracks) of every frame."""
         from phase3_tracking.drawing import TrackDrawer
-        from phase3_tracking.object_tracker import IOUTracker
 
-        tracker = IOUTracker(**self._tracker_settings)
+        tracker = self._new_tracker()
         drawer = TrackDrawer(self.class_names, reader.height, float(reader.fps))
         track_log: list[tuple[int, np.ndarray]] = []
         frames = (
@@ -212,7 +224,7 @@ class VideoDetector:
         )
         while batch := list(islice(frames, self.batch_size)):
             clock.skip()
-            detections_per_frame = self.detect_frames(batch)
+            detections_per_frame = self._detect(batch, self._tracked_from)
             clock.lap("detect")
             for frame, detections in zip(batch, detections_per_frame, strict=True):
                 tracks = tracker.update(detections)
@@ -262,7 +274,7 @@ def track_video(
 ) -> None:
     """Checks the paths, loads the detector and tracks one video; see build_parser().
 
-    `settings` are the parameters of IOUTracker.
+    `settings` are those of `tracker_settings`.
     """
     if input_path is None:
         input_path = paths.DEMO_VIDEO
@@ -314,7 +326,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("--input", type=Path, help="video to track (default: the demo video)")
     parser.add_argument(
-        "--confidence", type=cli.fraction, default=CONFIDENCE, help="smallest confidence kept"
+        "--confidence",
+        type=cli.fraction,
+        default=CONFIDENCE,
+        help="smallest confidence kept; see also --tracker",
     )
     parser.add_argument("--classes", help="comma separated names or category ids to keep")
     parser.add_argument("--max-frames", type=cli.positive_int, help="stop after this many frames")
