@@ -182,8 +182,10 @@ def speedup_section(report: Report | None) -> Section:
     title = "What each speed-up buys and costs"
     reading = (
         "A bar right of the line at 1 is faster than the plain FP32 model, and the thin mark is "
-        "the 95% interval: where it touches the line, no difference was shown. The cost stands "
-        "in the table: how far mAP moved and what share of the boxes stayed the same."
+        "the 95% interval: where it touches the line, no difference was shown. The verdict asks "
+        "for more: the interval must lie further from 1 than two runs of the same model differ. "
+        "The cost stands in the table: how far mAP moved and what share of the boxes stayed the "
+        "same."
     )
     if report is None or not measured(report):
         return Section(title, reading, missing=BENCHMARK_COMMAND)
