@@ -13,6 +13,7 @@ Writes the pictures or the video with boxes drawn, and detections.json. From Pyt
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
@@ -82,6 +83,8 @@ class Detector:
         options.intra_op_num_threads = threads
         available = onnxruntime.get_available_providers()
         providers = [name for name in PROVIDERS[device] if name in available]
+        if "CUDAExecutionProvider" in providers:
+            _load_cuda_libraries()
         try:
             self.session = onnxruntime.InferenceSession(str(onnx_path), options, providers)
         except Exception as error:  # noqa: BLE001 (a dozen kinds without a common base)
@@ -116,6 +119,17 @@ class Detector:
                 names = [self.class_names[label - 1] for label in labels]
                 found[position] = ImageDetections(boxes, scores, labels, names)
         return [found[position] for position in range(len(images))]
+
+
+def _load_cuda_libraries() -> None:
+    """Loads the CUDA libraries that pip put beside onnxruntime-gpu, which does not find them itself
+    unless PyTorch has loaded its own before."""
+    import onnxruntime
+
+    preload = getattr(onnxruntime, "preload_dlls", None)  # since 1.21
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):  # what is missing, the session tells
+            preload()
 
 
 def _read_metadata(session: Any, onnx_path: Path) -> dict[str, Any]:
@@ -321,7 +335,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value

@@ -111,6 +111,7 @@ def test_batches_of_several_sizes(exported):
     [
         (["missing.png"], "missing.png: no such file"),
         (["picture.png", "--confidence", "2"], "not between 0 and 1"),
+        (["picture.png", "--confidence", "high"], "--confidence: 'high' is not a number"),
         (["picture.png", "--model", "missing.onnx"], "missing.onnx: no such file"),
         (["picture.png", "--model", "picture.png"], "picture.png: cannot be loaded"),
         (["picture.png", "--model", "truncated.onnx"], "truncated.onnx: cannot be loaded"),
@@ -146,6 +147,27 @@ def test_cuda_asked_for_and_absent_is_an_error(package, tmp_path):
     done = run(package, "picture.png", "--device", "cuda", cwd=tmp_path)
     assert done.status == 2
     assert done.error.splitlines()[-1].startswith("error: --device cuda: runs on CPUExecutionProv")
+
+
+def test_cuda_libraries_are_loaded_before_the_session_unless_on_the_cpu(
+    exported, monkeypatch, capsys
+):
+    import onnxruntime
+
+    loaded = []
+
+    def preload():
+        loaded.append("libraries")
+        print("Failed to load libcurand.so.10")
+
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
+    detect.Detector(exported.onnx_path, "cpu")
+    assert loaded == []
+    detect.Detector(exported.onnx_path, "auto")
+    assert loaded == ["libraries"]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_mistake_is_told_before_any_package_is_loaded():
