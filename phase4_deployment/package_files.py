@@ -46,14 +46,15 @@ def package_folder(target: Path) -> Iterator[Path]:
     check_target(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        workplace = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
+        work = Path(tempfile.mkdtemp(prefix=f".tmp-{target.name}-", dir=target.parent))
     except OSError as error:
         what = f"cannot be written ({error.strerror})"
         raise UserError(target, what, "choose another --output-dir") from error
-    new, old = workplace / "new", workplace / "old"
+    new, old = work / "new", work / "old"
     try:
         new.mkdir()
         yield new
+        ours = _packaged(target)  # before anything moves: a damaged list must cost nobody a file
         if target.exists():
             os.rename(target, old)
         try:
@@ -63,13 +64,15 @@ def package_folder(target: Path) -> Iterator[Path]:
                 os.rename(old, target)
             raise
         if old.exists():
-            _keep_foreign(old, target)
+            for entry in old.iterdir():  # somebody's results, .gitkeep
+                if entry.name not in ours and not (target / entry.name).exists():
+                    os.rename(entry, target / entry.name)
     finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def check_target(target: Path) -> None:
-    """Raises UserError unless `target` is absent, empty, or the place of a package."""
+    """Raises UserError unless `target` is absent, empty, or the place of a whole package."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -78,16 +81,15 @@ def check_target(target: Path) -> None:
     if names and not set(names) & set(KNOWN):
         what = f"holds {names[0]} and no package"
         raise UserError(target, what, "choose an empty --output-dir")
+    _packaged(target)
 
 
-def _keep_foreign(old: Path, target: Path) -> None:
-    """Moves what no package wrote (somebody's results, .gitkeep) from the old folder."""
-    listed: set[str] = {INFO, "model.onnx", "model.onnx.json"}
-    if (old / INFO).is_file():
-        listed |= set(artifacts.read_json(old / INFO).get("files", {}))
-    for entry in old.iterdir():
-        if entry.name not in listed and not (target / entry.name).exists():
-            os.rename(entry, target / entry.name)
+def _packaged(folder: Path) -> set[str]:
+    """Names of the files that a package wrote. Raises UserError when their list is damaged."""
+    names = {INFO, "model.onnx", "model.onnx.json"}
+    if (folder / INFO).is_file():
+        names |= set(artifacts.read_json(folder / INFO).get("files", {}))
+    return names
 
 
 def write_small_files(

@@ -170,6 +170,24 @@ def test_a_folder_of_somebody_else_is_not_replaced(build, tmp_path):
     assert (tmp_path / "deployment" / "thesis.tex").read_text(encoding="utf-8") == "years"
 
 
+def test_a_damaged_list_of_files_is_told_at_once_and_costs_nobody_a_file(tmp_path):
+    package = tmp_path / "deployment"
+    package.mkdir()
+    (package / "model.onnx").touch()
+    (package / "results.csv").write_text("mine", encoding="utf-8")
+
+    def build(damage_while_building: bool):
+        with package_files.package_folder(package):
+            if damage_while_building:
+                (package / "package_info.json").write_text("{", encoding="utf-8")
+
+    for while_building in (True, False):
+        with pytest.raises(UserError, match=r"package_info\.json: not valid JSON"):
+            build(while_building)
+        assert (package / "results.csv").read_text(encoding="utf-8") == "mine"
+        assert not list(tmp_path.glob(".tmp-*"))
+
+
 def test_verify_notices_a_model_that_finds_something_else(exported, tmp_path):
     shutil.copyfile(package_files.DETECT, tmp_path / "detect.py")
     shutil.copyfile(exported.onnx_path, tmp_path / "model.onnx")
