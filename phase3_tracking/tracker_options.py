@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 TRACKERS = ("kalman", "iou")
 IOU_THRESHOLD, MAX_AGE, MIN_HITS = 0.3, 30, 1
 WEAK_CONFIDENCE = 0.1  # the Kalman tracker makes use of detections down to here
-START_MARGIN = 0.2  # it starts a track where a detection is this much above the confidence asked
+START_SHARE = 0.4  # it starts a track this share of the way from the confidence asked to 1
 
 
 def build_tracker(
@@ -34,9 +34,10 @@ def build_tracker(
         return IOUTracker(iou_threshold, max_age, min_hits)
     from phase3_tracking.kalman_tracker import KalmanTracker
 
-    high = -math.inf if confidence is None else confidence
-    start = min(1.0, high + START_MARGIN)
-    return KalmanTracker(iou_threshold, max_age, min_hits, high, start)
+    if confidence is None:
+        return KalmanTracker(iou_threshold, max_age, min_hits, -math.inf, -math.inf)
+    start = confidence + START_SHARE * (1 - confidence)
+    return KalmanTracker(iou_threshold, max_age, min_hits, confidence, start)
 
 
 def smallest_confidence(tracker: str, confidence: float) -> float:

@@ -34,6 +34,15 @@ def test_without_a_confidence_every_detection_is_strong():
     assert len(tracker.update(np.array([[0, 0, 10, 10, -1.0, 1]]))) == 1
 
 
+@pytest.mark.parametrize(
+    ("confidence", "start"), [(0.0, 0.4), (0.5, 0.7), (0.8, 0.88), (0.9, 0.94)]
+)
+def test_a_high_confidence_still_lets_tracks_start(confidence, start):
+    for score, tracks in ((start + 0.01, 1), (start - 0.01, 0)):
+        tracker = build_tracker(confidence=confidence, **settings_of())
+        assert len(tracker.update(np.array([[0, 0, 10, 10, score, 1]]))) == tracks
+
+
 def test_only_the_kalman_tracker_is_shown_weak_detections():
     assert smallest_confidence("kalman", 0.5) == 0.1
     assert smallest_confidence("kalman", 0.05) == 0.05
