@@ -1,0 +1,96 @@
+"""Prints the README's results table from the committed results of one `make demo`.
+
+    python benchmarks/readme_table.py                                 # what the README shows
+    python benchmarks/readme_table.py --results outputs/metrics       # your own run
+
+To refresh the README: run `make demo`, copy the JSON files named below from outputs/metrics and
+outputs/videos into benchmarks/results/demo_cpu, and put what this prints in the table's place.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so `python benchmarks/readme_table.py` finds common/
+
+from common import artifacts, cli
+
+RESULTS = ROOT / "benchmarks" / "results" / "demo_cpu"
+
+
+def results_table(results: Path) -> str:
+    """The Markdown table; every figure is read from a JSON in `results`."""
+    training = artifacts.read_json(results / "training.json")
+    benchmark = artifacts.read_json(results / "inference_benchmark.json")
+    amp = artifacts.read_json(results / "amp_comparison.json")
+    tracking = artifacts.read_json(results / "tracking_eval.json")["combined"]
+    formats = {row["name"]: row for row in artifacts.read_json(results / "export.json")["formats"]}
+    fastest = benchmark["fastest_variant"]
+    row = _fastest_row(benchmark)
+    baseline = next(
+        r
+        for r in benchmark["results"]
+        if r["variant"] == "eager_fp32" and r["batch_size"] == row["batch_size"]
+    )
+    best, images = training["best"], training["images"]
+    lines = [
+        ("Training", f"{images['train']} images, {len(training['epochs'])} epochs",
+         f"{training['training_s']:.0f} s, {training['images_per_s']:.1f} images/s"),
+        ("Detection", f"{images['val']} validation images",
+         f"map_50 {best['map_50']:.3f}, map {best['map']:.3f}"),
+        ("Training in half precision", "one step against FP32", _ratio(amp["speedup"])),
+        ("Inference, stock torchvision FP32", f"batch size {row['batch_size']}",
+         f"{baseline['throughput_img_s']:.1f} images/s"),
+        (f"Inference, `{fastest}`", f"batch size {row['batch_size']}",
+         f"{row['throughput_img_s']:.1f} images/s, {_ratio(row['speedup'])}, "
+         f"map {row['map'] - baseline['map']:+.4f}"),
+        ("Tracking", "demo video",
+         f"IDF1 {tracking['idf1']:.3f}, MOTA {tracking['mota']:.3f}, HOTA {tracking['hota']:.3f}"),
+    ]  # fmt: skip
+    for name, label in (("onnx_fp32", "ONNX FP32"), ("onnx_int8", "ONNX INT8")):
+        entry = formats[name]
+        lines.append(
+            (f"{label} package", f"{entry['size_mib']:.1f} MiB",
+             f"{entry['latency_ms']['p50']:.1f} ms an image, map {entry['map']:.3f}")
+        )  # fmt: skip
+    environment = training["environment"]
+    packages = environment["packages"]
+    head = [
+        f"`make demo` on {environment['device_name']}, {environment['threads']} threads, no GPU, "
+        f"torch {packages['torch']}, torchvision {packages['torchvision']}, "
+        f"onnxruntime {packages['onnxruntime-gpu']}; "
+        "printed by `python benchmarks/readme_table.py`, intervals are 95%:",
+        "",
+        "| what | on | result |",
+        "|---|---|---|",
+    ]
+    return "\n".join([*head, *(f"| {' | '.join(cells)} |" for cells in lines)])
+
+
+def _fastest_row(benchmark: dict[str, Any]) -> dict[str, Any]:
+    rows = [r for r in benchmark["results"] if r["variant"] == benchmark["fastest_variant"]]
+    return max(rows, key=lambda row: row["throughput_img_s"] or 0)
+
+
+def _ratio(speedup: dict[str, Any]) -> str:
+    low, high = speedup["ci95"]
+    return f"{speedup['ratio']:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    args.quiet = args.debug = False
+    return cli.run(lambda: cli.log.info(results_table(args.results)), args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
