@@ -22,7 +22,7 @@ help:
 # A second call keeps the trained model; a model of other data in outputs/ is never replaced.
 demo: $(VENV)/.installed
 	$(STEP) phase1_training/make_demo_data.py
-	$(STEP) phase1_training/train.py $(if $(wildcard outputs/models/last.pth),--resume)
+	$(STEP) phase1_training/train.py $(if $(wildcard $(or $(OUTPUTS_DIR),outputs)/models/last.pth),--resume)
 	$(STEP) phase2_optimization/benchmark_inference.py --batch-sizes 1,2,4 --num-iterations 10
 	$(STEP) phase2_optimization/mixed_precision.py
 	$(STEP) phase2_optimization/gpu_profiler.py
@@ -30,7 +30,7 @@ demo: $(VENV)/.installed
 	$(STEP) phase3_tracking/evaluate_tracking.py
 	$(STEP) phase4_deployment/export_all.py
 	$(STEP) -m common.report
-	@printf '\nOpen outputs/metrics/report.html in a browser.\n'
+	@printf '\nOpen $(or $(OUTPUTS_DIR),outputs)/metrics/report.html in a browser.\n'
 
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest

@@ -19,7 +19,7 @@ from common.coco_format import (
 )
 
 __all__ = [
-    "CocoDetectionDataset",
+    "COCODataset",
     "CocoSplit",
     "ImageRecord",
     "MissingSplitError",
@@ -30,7 +30,9 @@ __all__ = [
     "load_train_and_val",
     "parse_split",
     "read_image",
+    "training_split",
 ]
+VAL_FRACTION = 0.1  # held out of the training images where there is no val file
 
 
 def load_split(data_path: Path, split: str) -> CocoSplit:
@@ -52,30 +54,40 @@ def load_split(data_path: Path, split: str) -> CocoSplit:
     return parsed
 
 
-def load_train_and_val(
-    data_path: Path, val_fraction: float, seed: int
-) -> tuple[CocoSplit, CocoSplit]:
-    """Both splits of a training. Without a val file, a share of the training images is held out."""
-    train = load_split(data_path, "train")
-    try:
-        val = load_split(data_path, "val")
-    except MissingSplitError:
-        train, val = hold_out(train, val_fraction, seed)
-        log.warning("No val annotations: %d training images held out", len(val.records))
+def load_train_and_val(data_path: Path) -> tuple[CocoSplit, CocoSplit]:
+    """Both splits of a training, see `training_split`; their categories must be the same."""
+    train, val = training_split(data_path, "train"), training_split(data_path, "val")
     if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
         raise UserError(
             val.annotation_file,
             f"its categories differ from those of {train.annotation_file.name}",
             'give both files the same "categories"',
         )
+    if train.annotation_file == val.annotation_file:
+        log.warning("No val annotations: %d training images held out", len(val.records))
     return train, val
 
 
-def hold_out(split: CocoSplit, fraction: float, seed: int) -> tuple[CocoSplit, CocoSplit]:
-    """Splits off a seeded random share of the images for validation, at least one on each side."""
+def training_split(data_path: Path, split: str) -> CocoSplit:
+    """`load_split`, but without a val file a tenth of the training images is the val split.
+
+    The choice depends on the data alone: what a training holds out is held out in every
+    evaluation of its model, whatever the seeds.
+    """
+    try:
+        find_annotations(data_path, "val")
+    except MissingSplitError:
+        train, val = hold_out(load_split(data_path, "train"), VAL_FRACTION)
+        return train if split == "train" else val
+    return load_split(data_path, split)
+
+
+def hold_out(split: CocoSplit, fraction: float) -> tuple[CocoSplit, CocoSplit]:
+    """Splits off a random share of the images for validation, at least one on each side; the
+    same share at every call."""
     if len(split.records) < 2:
         raise UserError(split.annotation_file, "one image only", "add images or a val file")
-    order = np.random.default_rng(seed % 2**32).permutation(len(split.records))
+    order = np.random.default_rng(0).permutation(len(split.records))
     count = min(max(1, round(fraction * len(order))), len(order) - 1)
     held = set(order[:count].tolist())
     train = tuple(record for i, record in enumerate(split.records) if i not in held)
@@ -122,7 +134,7 @@ def _to_8_bit(image: Any) -> Any:
     return image
 
 
-class CocoDetectionDataset:
+class COCODataset:
     """Map-style dataset of (image, target) pairs as torchvision's detectors take them.
 
     `image` is a uint8 (3, H, W) tensor before `transform`, target holds `boxes` float32 (N, 4)

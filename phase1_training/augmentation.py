@@ -14,7 +14,7 @@ MIN_VISIBLE = 0.2  # boxes of which less is left inside a crop are dropped
 
 
 def train_transform(min_size: int, max_size: int, crop_probability: float) -> v2.Compose:
-    """Crop, resize, flip and colour jitter of a (image, target) pair of `CocoDetectionDataset`.
+    """Crop, resize, flip and colour jitter of a (image, target) pair of `COCODataset`.
 
     Args:
         min_size, max_size: the model's resize, in pixels.

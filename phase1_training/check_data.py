@@ -21,7 +21,13 @@ sys.path.insert(0, str(ROOT))  # so `python phase1_training/check_data.py` finds
 
 from common import artifacts, cli, coco, models, paths
 from common.cli import UserError, log
-from common.coco_format import CocoSplit, MissingSplitError, Problem, parse_split
+from common.coco_format import (
+    CocoSplit,
+    MissingSplitError,
+    Problem,
+    find_annotations,
+    parse_split,
+)
 
 SHOWN_PER_KIND = 5
 MIN_RESIZED_SIDE = 8  # pixels: the finest feature map has one cell per 4 to 8 pixels
@@ -164,7 +170,8 @@ def _run(args: argparse.Namespace) -> int:
     report = check(args.data_path, *models.SIZES[architecture])
     _log_summary(report)
     path = args.output / "data_report.json"
-    artifacts.write_json(path, {**artifacts.provenance("data_report", "cpu"), **report})
+    inputs = [find_annotations(args.data_path, split) for split in report["counts"]]
+    artifacts.write_json(path, {**artifacts.provenance("data_report", "cpu", inputs), **report})
     errors = [problem for problem in report["problems"] if problem["severity"] == "error"]
     if errors:
         where = f"{errors[0]['split']}: {errors[0]['message']}"

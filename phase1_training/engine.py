@@ -12,7 +12,7 @@ from torchvision.models.detection import FasterRCNN
 
 from common import cli
 from common.cli import UserError
-from common.coco import CocoDetectionDataset, CocoSplit, collate
+from common.coco import COCODataset, CocoSplit, collate
 from common.fastpath import precision_safe_autocast
 from phase1_training.augmentation import train_transform
 
@@ -101,7 +101,7 @@ def epoch_loader(
     )
 
 
-class _TrainingImages(CocoDetectionDataset):
+class _TrainingImages(COCODataset):
     """Hands a UserError over as text: raised in a loader process, it would arrive as a RuntimeError
     with a traceback inside."""
 

@@ -59,6 +59,17 @@ def report(run: Run, trainer: "Trainer", history: list[dict[str, Any]]) -> dict[
     }
 
 
+def is_finished(run: Run) -> bool:
+    """Whether trained_model.pth, the last file written, fits last.pth, and no other is gone."""
+    last, trained = run.output / "last.pth", run.output / "trained_model.pth"
+    others = (run.output / "best_model.pth", run.metrics / "training.json")
+    return (
+        trained.exists()
+        and trained.stat().st_mtime_ns >= last.stat().st_mtime_ns
+        and all(path.exists() for path in others)
+    )
+
+
 def save_epoch(run: Run, trainer: "Trainer", report: dict[str, Any]) -> None:
     """last.pth goes first: what the report tells of can always be continued."""
     save(run, run.output / "last.pth", trainer, report, state=trainer.state_dict())

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase1_training/train.py` finds common/
 
-from common import cli, coco, environment, models, paths
+from common import artifacts, cli, coco, environment, models, paths
 from common.cli import UserError, log
 from phase1_training import run_files
 from phase1_training.run_files import Run
@@ -37,7 +37,6 @@ WORKERS = min(4, max(1, (os.cpu_count() or 1) // 2))  # the others compute
 LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}
 WEIGHT_DECAY = {"sgd": 0.0005, "adamw": 0.01}
 CROP_PROBABILITY = {True: 0.5, False: 0.0}
-VAL_FRACTION = 0.1
 
 
 def train(run: Run, recipe: "Recipe", device: "torch.device", *, resume: bool) -> dict[str, Any]:
@@ -54,6 +53,9 @@ def train(run: Run, recipe: "Recipe", device: "torch.device", *, resume: bool) -
         trainer.load_state_dict(checkpoint["state"])
         history = checkpoint["history"]
         log.info("Continuing after epoch %d", len(history))
+        if len(history) == recipe.epochs and run_files.is_finished(run):
+            log.info("The run is finished: nothing is changed")
+            return artifacts.read_json(run.metrics / "training.json")
     report = run_files.report(run, trainer, history)
     if history:  # a run killed between the files of its last epoch is made whole
         run_files.save_epoch(run, trainer, report)
@@ -157,12 +159,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--data-path", type=Path, help="COCO-format folder; the demo data if not given"
     )
     data.add_argument(
-        "--val-fraction",
-        type=cli.fraction,
-        default=VAL_FRACTION,
-        help="share of the training images held out when there is no val file",
-    )
-    data.add_argument(
         "--architecture",
         choices=models.ARCHITECTURES,
         help="default: demo on the demo data, else fasterrcnn_resnet50_fpn",
@@ -220,7 +216,7 @@ def _prepare(args: argparse.Namespace) -> Run:
         remedy = "choose another --output, continue it with --resume or replace it with --overwrite"
         raise UserError(args.output, "holds another run", remedy)
     data_path = args.data_path or paths.DEMO
-    train_split, val_split = coco.load_train_and_val(data_path, args.val_fraction, args.seed)
+    train_split, val_split = coco.load_train_and_val(data_path)
     start_from = _load_start(args, train_split)
     if start_from is not None:
         architecture = start_from.architecture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from common import timing
-from common.coco import CocoDetectionDataset, CocoSplit
+from common.coco import COCODataset, CocoSplit
 from common.fastpath import precision_safe_autocast
 from common.models import Predictor, stock_predictor
 
@@ -36,7 +36,7 @@ def training_batches(
     split: CocoSplit, batch_size: int, count: int, device: torch.device, seed: int
 ) -> list[Batch]:
     """Seeded random batches as torchvision's detectors take them, decoded and on the device."""
-    dataset = CocoDetectionDataset(split)
+    dataset = COCODataset(split)
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
     while len(order) < batch_size * count:

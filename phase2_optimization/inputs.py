@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from common import environment, paths
 from common.cli import UserError, log
-from common.coco import CocoSplit, load_split
+from common.coco import CocoSplit, training_split
 from common.models import LoadedModel, load_model
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def load_inputs(
         data_path = paths.DEMO
         log.info("Data:  %s", paths.display(data_path))
     loaded = load_model(model_path, device)
-    splits = [load_split(data_path, name) for name in split_names]
+    splits = [training_split(data_path, name) for name in split_names]
     for split in splits:
         if loaded.class_names != split.class_names:
             raise UserError(

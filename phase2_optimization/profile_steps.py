@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity
 from torchvision.transforms import v2
 
 from common import artifacts, timing
-from common.coco import CocoDetectionDataset, CocoSplit, collate, read_image
+from common.coco import COCODataset, CocoSplit, collate, read_image
 from common.models import LoadedModel
 from phase2_optimization.stages import OperationCounter, StageClock
 
@@ -34,7 +34,7 @@ def training_steps(
     """Returns a function that makes one FP32 training step (SGD, no augmentation) by stages."""
     to_float = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
     loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
-        CocoDetectionDataset(split, to_float),  # type: ignore[arg-type]
+        COCODataset(split, to_float),  # type: ignore[arg-type]
         batch_size=min(batch_size, len(split.records)),
         shuffle=True,
         drop_last=True,

@@ -243,6 +243,8 @@ def _tracked_here(
     from phase3_tracking import mot_files
 
     files: list[tuple[MotSequence, Path, Path]] = []
+    if not detections.exists():
+        raise UserError(detections, "no such file or folder", "check the path")
     if detections.is_dir():
         if ground_truth is not None:
             raise UserError("--ground-truth", "not used with a folder", "leave it out")

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 BATCH_SIZES = "1,2,4,8,16,32"
 TIME_BUDGET_S = 20.0
 COLD_START_IMAGES = 3
+REPORTS = ("export.json", "quantization.json", "export_comparison.png")
 SHIPPED_STATUS = "ok"
 
 
@@ -78,22 +79,14 @@ def export_all(
     loaded, train, val = load_inputs(model_path, data_path, cpu)
     images = measuring.ValImages(val, max_images)
     with package_files.package_folder(output_dir) as folder, tempfile.TemporaryDirectory() as other:
-        formats = build_formats(
-            loaded, folder, Path(other), train, images, calibration_images, max_map_drop
-        )
+        calibration = (train, images, calibration_images, max_map_drop)
+        formats = build_formats(loaded, folder, Path(other), *calibration)
         measure_cold_starts(formats, images.images[:COLD_START_IMAGES])
+        timing: dict[str, Any] = {"rounds": num_iterations, "batch_sizes": batch_sizes, "seed": seed}
         rows, skipped = measuring.measure_formats(
-            formats,
-            images,
-            rounds=num_iterations,
-            batch_sizes=batch_sizes,
-            time_budget_s=time_budget_s,
-            device=cpu,
-            seed=seed,
+            formats, images, **timing, time_budget_s=time_budget_s, device=cpu
         )
-        for row in rows:
-            if row["status"] != SHIPPED_STATUS and row["file"]:
-                (folder / row["file"]).unlink(missing_ok=True)
+        package_files.leave_out(folder, rows, SHIPPED_STATUS)
         report = {
             **quantization_report(rows, loaded, train, val, calibration_images),
             "schema": f"export/{artifacts.SCHEMA_VERSION}",
@@ -104,24 +97,24 @@ def export_all(
         shipped = [row for row in rows if row["name"] != "pytorch_int8_dynamic"]
         package_files.write_small_files(folder, loaded, shipped, report)
         report["package_check"] = check_package(folder, formats, rows, images.images[0], loaded)
-    report_path, picture = metrics / "export.json", metrics / "export_comparison.png"
-    artifacts.write_json(report_path, {**report, "formats": shipped})
     compared = [row for row in rows if "int8" in row["name"] or row["name"].endswith("fp32")]
-    artifacts.write_json(
-        metrics / "quantization.json",
-        quantization_report(compared, loaded, train, val, calibration_images),
-    )
-    export_plot.draw({**report, "formats": rows}, picture)
-    saved = [output_dir, report_path, metrics / "quantization.json", picture]
+    quantized = quantization_report(compared, loaded, train, val, calibration_images)
+    artifacts.write_json(metrics / "quantization.json", quantized)
+    artifacts.write_json(metrics / "export.json", {**report, "formats": shipped})
+    export_plot.draw({**report, "formats": rows}, metrics / "export_comparison.png")
+    saved = [output_dir, *(metrics / name for name in REPORTS)]
     cli.finished(saved, "python -m common.report")
-    rejected = [row for row in shipped if row["status"].startswith("rejected")]
-    if rejected:
-        name = rejected[0]["file"]
-        raise UserError(
-            output_dir / name,
-            f"left out of the package, {rejected[0]['status']}",
-            "accept it with a larger --max-map-drop, or use the formats that are there",
-        )
+    _tell_what_was_left_out(output_dir, shipped)
+
+
+def _tell_what_was_left_out(output_dir: Path, shipped: Sequence[dict[str, Any]]) -> None:
+    for row in shipped:
+        if row["status"].startswith("rejected"):
+            raise UserError(
+                output_dir / row["file"],
+                f"left out of the package, {row['status']}",
+                "accept it with a larger --max-map-drop, or use the formats that are there",
+            )
 
 
 def build_formats(

@@ -2,7 +2,7 @@
 
     python phase4_deployment/export_onnx.py
     python phase4_deployment/export_onnx.py --model-path outputs/models/best_model.pth \\
-        --output outputs/deployment/model.onnx
+        --output model.onnx
 
 The file takes uint8 images [batch, height, width, 3] of any number and size and holds everything
 from the resize to the suppression of overlapping boxes. It carries its class names and settings.
@@ -112,13 +112,13 @@ def metadata(loaded: "LoadedModel", graph: Any) -> dict[str, str]:
 
 def gate_images(data_path: Path | None) -> "list[np.ndarray]":
     """The first val images of a data set; none when there is no data set."""
-    from common.coco import load_split, read_image
+    from common.coco import read_image, training_split
 
     if data_path is None:
         if not (paths.DEMO / "annotations").is_dir():
             return []
         data_path = paths.DEMO
-    records = load_split(data_path, "val").records[:GATE_IMAGES]
+    records = training_split(data_path, "val").records[:GATE_IMAGES]
     return [read_image(record.path, (record.width, record.height)) for record in records]
 
 
@@ -170,7 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--opset", type=int, choices=OPSETS, default=DEFAULT_OPSET, help="ONNX operator set"
     )
     cli.add_common_arguments(
-        parser, output=paths.DEPLOYMENT / "model.onnx", output_help="the file to write"
+        parser, output=paths.MODELS / "model.onnx", output_help="the file to write"
     )
     return parser
 

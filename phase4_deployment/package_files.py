@@ -209,3 +209,10 @@ def verify(
             f"{paths.display(folder)}, {MIN_MATCHED} needed"
         )
     return parity
+
+
+def leave_out(folder: Path, rows: Sequence[Mapping[str, Any]], shipped_status: str) -> None:
+    """Removes the files of formats that may not be shipped."""
+    for row in rows:
+        if row["status"] != shipped_status and row["file"]:
+            (folder / row["file"]).unlink(missing_ok=True)

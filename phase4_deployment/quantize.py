@@ -16,7 +16,7 @@ Reports to outputs/metrics/quantization.json. Load a quantised .pth with
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,17 +85,19 @@ def quantize(
             seed=seed,
         )
         artifacts.write_json(report_path, report(rows, loaded, train, val, calibration_images))
-        refused = {row["file"]: row["status"] for row in rows if row["status"] != "ok"}
-        for output in outputs:
-            if output.name in refused:
-                raise UserError(
-                    output, f"not written, {refused[output.name]}", "raise --max-map-drop"
-                )
-            with artifacts.atomic_path(output) as temporary:
-                temporary.write_bytes((folder / output.name).read_bytes())
-            if output.suffix == ".pth":
-                summary = artifacts.read_json(artifacts.sidecar(folder / output.name))
-                artifacts.write_json(artifacts.sidecar(output), summary)
+        _deliver(outputs, folder, {row["file"]: row["status"] for row in rows})
+
+
+def _deliver(outputs: Sequence[Path], folder: Path, status: Mapping[str, str]) -> None:
+    """Puts what was made in `folder` into its place, unless it was rejected."""
+    for output in outputs:
+        if status[output.name] != "ok":
+            raise UserError(output, f"not written, {status[output.name]}", "raise --max-map-drop")
+        with artifacts.atomic_path(output) as temporary:
+            temporary.write_bytes((folder / output.name).read_bytes())
+        if output.suffix == ".pth":
+            summary = artifacts.read_json(artifacts.sidecar(folder / output.name))
+            artifacts.write_json(artifacts.sidecar(output), summary)
 
 
 def check_suffixes(outputs: Sequence[Path]) -> None:
@@ -113,14 +115,14 @@ def load_inputs(
     Raises:
         UserError: something is missing, or the data's classes are not the model's.
     """
-    from common.coco import load_split
+    from common.coco import training_split
     from common.models import load_model
 
     if data_path is None:
         data_path = paths.DEMO
         log.info("Data:  %s", paths.display(data_path))
     loaded = load_model(model_path, device)
-    train, val = (load_split(data_path, name) for name in ("train", "val"))
+    train, val = (training_split(data_path, name) for name in ("train", "val"))
     for split in (train, val):
         if split.class_names != loaded.class_names:
             what = f"its classes are not those of {paths.display(loaded.path)}"

@@ -96,7 +96,7 @@ def _read_images(folder: Path | None, max_images: int) -> "list[np.ndarray]":
         records = load_split(paths.DEMO, "val").records[:max_images]
         return [read_image(record.path) for record in records]
     if not folder.is_dir():
-        raise UserError(folder, "no such folder", "give a folder of images with --test-images")
+        raise UserError(folder, "no such folder", "check the path given with --test-images")
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise UserError(folder, "no images", "give a folder of images with --test-images")

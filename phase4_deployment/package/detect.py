@@ -33,6 +33,9 @@ PROVIDERS = {
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "cpu": ("CPUExecutionProvider",),
 }
+PROVIDER_OPTIONS = {  # by default TF32 moves boxes, and every new size starts a long search
+    "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+}
 COLORS = ((66, 133, 244), (219, 68, 55), (244, 160, 0), (15, 157, 88), (171, 71, 188))
 WHITE = (255, 255, 255)
 DEFAULT_FPS = 25.0  # of a video that does not tell its own
@@ -86,7 +89,12 @@ class Detector:
         if "CUDAExecutionProvider" in providers:
             _load_cuda_libraries()
         try:
-            self.session = onnxruntime.InferenceSession(str(onnx_path), options, providers)
+            self.session = onnxruntime.InferenceSession(
+                str(onnx_path),
+                options,
+                providers,
+                [PROVIDER_OPTIONS.get(name, {}) for name in providers],
+            )
         except Exception as error:  # noqa: BLE001 (a dozen kinds without a common base)
             reason = str(error).splitlines()[0][:200]
             raise DetectError(

@@ -12,12 +12,13 @@ from PIL import Image, ImageOps
 
 from common.cli import UserError
 from common.coco import (
-    CocoDetectionDataset,
+    COCODataset,
     collate,
     hold_out,
     load_split,
     load_train_and_val,
     read_image,
+    training_split,
 )
 from tests.coco_data import CATEGORIES, annotation, image, write_annotations, write_shapes
 
@@ -44,38 +45,40 @@ def orientation(value):
 
 def test_without_a_val_file_images_are_held_out(tmp_path):
     folder = write_shapes(tmp_path / "data", splits={"train": 10})
-    train, val = load_train_and_val(folder, 0.3, seed=1)
+    train, val = load_train_and_val(folder)
     everything = {record.image_id for record in load_split(folder, "train").records}
     ids = [{record.image_id for record in split.records} for split in (train, val)]
-    assert (len(ids[0]), len(ids[1])) == (7, 3)
+    assert (len(ids[0]), len(ids[1])) == (9, 1)
     assert ids[0] | ids[1] == everything
-    again = load_train_and_val(folder, 0.3, seed=1)
-    assert [[r.image_id for r in split.records] for split in again] == [
-        [r.image_id for r in split.records] for split in (train, val)
-    ]
-    other = load_train_and_val(folder, 0.3, seed=2)[1]
-    assert {record.image_id for record in other.records} != ids[1]
+    for name, expected in zip(("train", "val"), ids, strict=True):
+        again = training_split(folder, name)
+        assert {record.image_id for record in again.records} == expected
+
+
+def test_with_a_val_file_nothing_is_held_out(tmp_path):
+    folder = write_shapes(tmp_path / "data", splits={"train": 4, "val": 2})
+    train, val = load_train_and_val(folder)
+    assert (len(train.records), len(val.records)) == (4, 2)
 
 
 @pytest.mark.parametrize(("fraction", "held"), [(0.0, 1), (0.1, 1), (0.5, 2), (1.0, 4), (0.9, 4)])
-@pytest.mark.parametrize("seed", [0, -1, 2**70])
-def test_a_hold_out_leaves_an_image_on_each_side(tmp_path, fraction, held, seed):
+def test_a_hold_out_leaves_an_image_on_each_side(tmp_path, fraction, held):
     split = load_split(
         write_annotations(tmp_path, images=[image(n, f"{n}.png") for n in range(5)]), "train"
     )
-    train, val = hold_out(split, fraction, seed)
+    train, val = hold_out(split, fraction)
     assert (len(train.records), len(val.records)) == (5 - held, held)
 
 
 def test_one_image_cannot_be_held_out(tmp_path):
     with pytest.raises(UserError, match="one image only"):
-        load_train_and_val(write_annotations(tmp_path), 0.5, 0)
+        load_train_and_val(write_annotations(tmp_path))
 
 
 def test_a_broken_val_file_is_an_error_and_not_a_missing_one(tmp_path):
     folder = write_annotations(write_annotations(tmp_path), annotation([1]), split="val")
     with pytest.raises(UserError, match=r"instances_val.json: annotation 1: bbox"):
-        load_train_and_val(folder, 0.5, 0)
+        load_train_and_val(folder)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ def test_a_broken_val_file_is_an_error_and_not_a_missing_one(tmp_path):
 def test_val_categories_that_differ_are_refused(tmp_path, categories):
     folder = write_annotations(write_annotations(tmp_path), split="val", categories=categories)
     with pytest.raises(UserError, match=r"instances_val.json: its categories differ"):
-        load_train_and_val(folder, 0.5, 0)
+        load_train_and_val(folder)
 
 
 # --- images -----------------------------------------------------------------------------------
@@ -214,7 +217,7 @@ def test_samples_hold_pixels_boxes_and_labels_without_the_crowd(tmp_path):
     (folder / "images").mkdir()
     save(folder / "images" / "a.png", gradient())
     save(folder / "images" / "b.png", 255 - gradient())
-    dataset = CocoDetectionDataset(load_split(folder, "train"))
+    dataset = COCODataset(load_split(folder, "train"))
     (first, target), (second, empty) = dataset[0], dataset[1]
     assert len(dataset) == 2
     assert (first.dtype, tuple(first.shape)) == (torch.uint8, (3, 30, 40))
@@ -232,12 +235,12 @@ def test_samples_hold_pixels_boxes_and_labels_without_the_crowd(tmp_path):
 def test_changing_a_sample_leaves_the_annotations_alone(tmp_path):
     split = load_split(write_shapes(tmp_path / "data", splits={"train": 2}), "train")
     before = split.records[0].boxes_xyxy.copy()
-    _, target = CocoDetectionDataset(split)[0]
+    _, target = COCODataset(split)[0]
     target["boxes"] += 5
     assert np.array_equal(split.records[0].boxes_xyxy, before)
 
 
 def test_the_transform_gets_the_image_and_its_boxes(tmp_path):
     split = load_split(write_shapes(tmp_path / "data", splits={"train": 2}), "train")
-    dataset = CocoDetectionDataset(split, lambda image, target: (image.shape, sorted(target)))
+    dataset = COCODataset(split, lambda image, target: (image.shape, sorted(target)))
     assert dataset[1] == ((3, 48, 64), ["boxes", "image_id", "labels"])
