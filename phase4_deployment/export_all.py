@@ -82,9 +82,9 @@ def export_all(
         calibration = (train, images, calibration_images, max_map_drop)
         formats = build_formats(loaded, folder, Path(other), *calibration)
         measure_cold_starts(formats, images.images[:COLD_START_IMAGES])
-        timing: dict[str, Any] = {"rounds": num_iterations, "batch_sizes": batch_sizes, "seed": seed}
+        timing: dict[str, Any] = {"rounds": num_iterations, "batch_sizes": batch_sizes}
         rows, skipped = measuring.measure_formats(
-            formats, images, **timing, time_budget_s=time_budget_s, device=cpu
+            formats, images, **timing, time_budget_s=time_budget_s, device=cpu, seed=seed
         )
         package_files.leave_out(folder, rows, SHIPPED_STATUS)
         report = {
