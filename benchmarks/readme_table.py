@@ -1,4 +1,4 @@
-"""Prints the README's results table from the committed results of one `make demo`.
+"""Prints the README's results table from committed results of the commands of `make demo`.
 
     python benchmarks/readme_table.py                                 # what the README shows
     python benchmarks/readme_table.py --results outputs/metrics       # your own run
@@ -59,7 +59,7 @@ def results_table(results: Path) -> str:
     environment = training["environment"]
     packages = environment["packages"]
     head = [
-        f"`make demo` on {environment['device_name']}, {environment['threads']} threads, no GPU, "
+        f"The commands of `make demo` on {environment['device_name']}, {environment['threads']} threads, no GPU, "
         f"torch {packages['torch']}, torchvision {packages['torchvision']}, "
         f"onnxruntime {packages['onnxruntime-gpu']}; "
         "printed by `python benchmarks/readme_table.py`, intervals are 95%:",
