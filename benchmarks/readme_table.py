@@ -59,7 +59,8 @@ def results_table(results: Path) -> str:
     environment = training["environment"]
     packages = environment["packages"]
     head = [
-        f"The commands of `make demo` on {environment['device_name']}, {environment['threads']} threads, no GPU, "
+        f"The commands of `make demo` on {environment['device_name']}, "
+        f"{environment['threads']} threads, no GPU, "
         f"torch {packages['torch']}, torchvision {packages['torchvision']}, "
         f"onnxruntime {packages['onnxruntime-gpu']}; "
         "printed by `python benchmarks/readme_table.py`, intervals are 95%:",
