@@ -19,6 +19,9 @@ ENCODER_OPTIONS = {
     "preset": "veryfast",
     "crf": "23",
     "threads": "4",  # x264 divides its work by this number, so a fixed one gives equal bytes
+    # Macroblock-tree rate control reads memory nobody has written unless the width is a multiple
+    # of 128, so equal pictures would not always give equal bytes.
+    "x264-params": "no-mbtree=1",
 }
 COLOR_RANGE_LIMITED = 1  # AVCOL_RANGE_MPEG
 COLOR_SPACE_BT601 = 6  # AVCOL_SPC_SMPTE170M: what the BGR conversion produces; players guess

@@ -1,5 +1,6 @@
 """VideoWriter: what a player and OpenCV read back, and that failures leave nothing behind."""
 
+import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -88,10 +89,36 @@ def test_odd_sizes_gain_a_copied_edge(tmp_path, width, height):
     assert np.abs(last - added.astype(int)).mean() < 8
 
 
-def test_equal_input_gives_equal_bytes(tmp_path):
-    for name in ("a.mp4", "b.mp4"):
-        write(tmp_path / name, frames(20))
-    assert artifacts.sha256(tmp_path / "a.mp4") == artifacts.sha256(tmp_path / "b.mp4")
+WRITE_A_CLIP = """
+import sys
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+from common.video import VideoWriter
+path, width, height = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+picture = np.zeros((height, width, 3), np.uint8)
+picture[:, :, 0] = np.linspace(0, 200, width, dtype=np.uint8)
+with VideoWriter(path, width, height, Fraction(25)) as writer:
+    for left in range(0, 40, 2):
+        frame = picture.copy()
+        frame[8:24, left : left + 16, 2] = 250
+        writer.write(frame)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="MALLOC_PERTURB_ is glibc's")
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (200, 120), (336, 240)])
+def test_equal_input_gives_equal_bytes_whatever_the_memory_held(tmp_path, width, height):
+    digests = set()
+    for fill in (0, 85, 170):
+        clip = tmp_path / f"{fill}.mp4"
+        environment = {**os.environ, "MALLOC_PERTURB_": str(fill), "PYTHONPATH": str(paths.ROOT)}
+        arguments = [str(clip), str(width), str(height)]
+        subprocess.run(
+            [sys.executable, "-c", WRITE_A_CLIP, *arguments], env=environment, check=True
+        )
+        digests.add(artifacts.sha256(clip))
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize(
