@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from common.models import LoadedModel, Predictor
+    from common.stop_signal import StopSignal
     from common.video import VideoWriter
     from phase3_tracking.object_tracker import Tracker
     from phase3_tracking.recorded_detections import RecordedDetections
-    from phase3_tracking.stop_signal import StopSignal
     from phase3_tracking.video_io import VideoReader
 
 CONFIDENCE = 0.5
@@ -176,9 +176,9 @@ class VideoDetector:
             UserError: the video cannot be read, or an output is no .mp4 or cannot be written.
             KeyboardInterrupt, Terminated: after SIGINT or SIGTERM, once everything is saved.
         """
+        from common.stop_signal import StopSignal
         from common.video import VideoWriter
         from phase3_tracking import mot_files
-        from phase3_tracking.stop_signal import StopSignal
         from phase3_tracking.video_io import VideoReader
 
         mot_path, report_path = output_files.result_files(output_path, with_video=False)

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from common.cli import Terminated
-from phase3_tracking.stop_signal import StopSignal
+from common.stop_signal import StopSignal
 
 
 @pytest.mark.parametrize(

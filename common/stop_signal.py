@@ -1,4 +1,4 @@
-"""Stopping between two frames instead of in the middle of one."""
+"""Stopping between two steps (of a training) or frames (of a video) instead of inside of one."""
 
 import signal
 import threading
@@ -19,9 +19,10 @@ class StopSignal:
         ...  # save what there is
         stop.raise_received()
 
-    An exception raised inside an encoder loses a packet and spoils the file; a flag does not. The
-    second signal is not waited for: it raises at once. Outside the main thread, where Python
-    delivers no signals, nothing is ever received.
+    An exception raised inside an encoder loses a packet and spoils the file, one inside an
+    optimizer's step leaves half of the weights new; a flag does neither. The second signal is not
+    waited for: it raises at once. Outside the main thread, where Python delivers no signals,
+    nothing is ever received.
 
     Attributes:
         received: the number of the signal, or None.
