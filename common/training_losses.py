@@ -12,7 +12,6 @@ instance by `common.fastpath.fast_training`, takes effect here too.
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torchvision.models.detection._utils import encode_boxes
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
@@ -122,58 +122,19 @@ def count_samples(
     return torch.stack((anchors.count, rois.count))
 
 
-def normalise_batch(
-    model: "FasterRCNN", images: Tensor, sizes: Sequence[tuple[int, int]]
-) -> Tensor:
-    """Pixels as the backbone takes them, with the mean and deviation of the model's transform.
-
-    Args:
-        images: uint8 [B, 3, H, W] RGB, best in channels_last memory.
-        sizes: (height, width) of each image inside the padding.
-
-    Returns:
-        float32 [B, 3, H, W] in channels_last memory, zero outside the images.
-    """
-    batch, channels, height, width = images.shape
-    mean, std = tuple(model.transform.image_mean), tuple(model.transform.image_std)
-    scale, shift = _row_constants(mean, std, width, images.device)
-    rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-    pixels = torch.addcmul(shift, rows.to(torch.float32), scale)
-    pixels = pixels.reshape(batch, height, width, channels)
-    for image, (image_height, image_width) in zip(pixels, sizes, strict=True):
-        image[image_height:].zero_()
-        image[:, image_width:].zero_()
-    return pixels.permute(0, 3, 1, 2)
-
-
-@functools.lru_cache(maxsize=64)  # training sees a handful of widths
-def _row_constants(
-    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """(x / 255 - mean) / std as x * scale + shift, for a row of interleaved channels [W * 3].
-
-    A whole row at once is one long vector operation; channel by channel would be runs of three.
-    """
-    deviation = torch.tensor(std, dtype=torch.float64)
-    scale = 1 / (255 * deviation)
-    shift = -torch.tensor(mean, dtype=torch.float64) / deviation
-    return (
-        scale.to(torch.float32).repeat(width).to(device),
-        shift.to(torch.float32).repeat(width).to(device),
-    )
-
-
 # --- region proposals -------------------------------------------------------------------------
 
 
-class _RpnOutput(NamedTuple):
+@dataclass(frozen=True)
+class _RpnOutput:
     objectness: Tensor  # [B, N] logits
     deltas: Tensor  # [B, N, 4]
     anchors: list[Tensor]  # per image [N, 4]; equal, as the images share their padding
     proposals: list[Tensor]  # per image [P, 4], without gradient
 
 
-class _AnchorSamples(NamedTuple):
+@dataclass(frozen=True)
+class _AnchorSamples:
     index: Tensor  # [B, K] into the N anchors, positive ones first
     chosen: Tensor  # bool [B, K], False where an image has fewer than K candidates
     positive: Tensor  # bool [B, K]
@@ -234,8 +195,10 @@ def _rpn_sums(
     most = int(rpn.fg_bg_sampler.batch_size_per_image * rpn.fg_bg_sampler.positive_fraction)
     index, positive = samples.index[:, :most], samples.positive[:, :most]
     deltas = output.deltas.gather(1, index[..., None].expand(-1, -1, 4))
-    wanted = rpn.box_coder.encode_single(
-        samples.truth[:, :most].reshape(-1, 4), output.anchors[0][index].reshape(-1, 4)
+    wanted = encode_boxes(
+        samples.truth[:, :most].reshape(-1, 4),
+        output.anchors[0][index].reshape(-1, 4),
+        rpn.box_coder.weights,
     )
     return {
         "loss_objectness": objectness,
@@ -252,7 +215,8 @@ def _regression_sum(deltas: Tensor, wanted: Tensor, positive: Tensor) -> Tensor:
 # --- regions of interest ----------------------------------------------------------------------
 
 
-class _RoiSamples(NamedTuple):
+@dataclass(frozen=True)
+class _RoiSamples:
     boxes: list[Tensor]  # per image [R, 4]
     labels: Tensor  # int64 [all R], 0 is the background
     wanted: Tensor  # [all R, 4], regression targets; arbitrary for the background
@@ -291,7 +255,7 @@ def _sample_rois(
     return _RoiSamples(
         boxes,
         torch.cat([label[row] for label, row in zip(labels, rows, strict=True)]),
-        roi_heads.box_coder.encode_single(torch.cat(matched), torch.cat(boxes)),
+        encode_boxes(torch.cat(matched), torch.cat(boxes), roi_heads.box_coder.weights),
         counts.sum().float(),
     )
 
