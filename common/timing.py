@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BOOTSTRAP_RESAMPLES = 2000
 MIN_ROUNDS = 7  # the range of n values misses the true median once in 2**(n-1) runs: 1.6% at 7
+PROC_MEMINFO = Path("/proc/meminfo")
 PROC_STATUS = Path("/proc/self/status")
 PROC_CLEAR_REFS = Path("/proc/self/clear_refs")
 MIB = 2**20
@@ -208,6 +209,15 @@ def resident_peak_mib() -> float | None:
 def resident_mib() -> float | None:
     """The process's present resident set in MiB, None where /proc does not tell it."""
     return proc_status_mib("VmRSS")
+
+
+def available_mib() -> float | None:
+    """What the system could still give to processes, in MiB; None without /proc."""
+    if PROC_MEMINFO.exists():
+        for line in PROC_MEMINFO.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) / 1024
+    return None
 
 
 def proc_status_mib(field: str) -> float | None:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,6 @@ WARMUP_ROUNDS = 2
 BASELINE_AGAIN = f"{BASELINE} (again)"  # the A/A arm: any difference from BASELINE is noise
 DISTINCT_BATCHES = 8  # batches of different images that the timed rounds go through
 MEMORY_SHARE = 0.8  # of the free memory of the machine that a CPU run may take
-MEMINFO = Path("/proc/meminfo")
 
 
 class ArmOutOfMemoryError(Exception):
@@ -346,7 +344,7 @@ def _bounded_host_memory(device: torch.device) -> Iterator[None]:
     Linux kills a process that takes more memory than there is; under a limit the allocation
     itself fails instead. Elsewhere, and on a GPU, nothing is limited.
     """
-    available_mib, data_mib = _available_mib(), timing.proc_status_mib("VmData")
+    available_mib, data_mib = timing.available_mib(), timing.proc_status_mib("VmData")
     if device.type != "cpu" or available_mib is None or data_mib is None:
         yield
         return
@@ -362,12 +360,3 @@ def _bounded_host_memory(device: torch.device) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-
-def _available_mib() -> float | None:
-    """Memory the machine could still give, None where the system does not tell it."""
-    if MEMINFO.exists():
-        for line in MEMINFO.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) / 1024
-    return None
