@@ -34,6 +34,45 @@ def train_transform(min_size: int, max_size: int, crop_probability: float) -> v2
     )
 
 
+class TrainTransform:
+    """Crop, resize, flip and colour jitter of a sample of `COCODataset`.
+
+    Args:
+        crop_probability: how often a random part of the image is taken.
+    """
+
+    def __init__(self, crop_probability: float):
+        self.random_part = RandomPart(crop_probability)
+        self.flip_and_colour = v2.Compose(
+            [
+                v2.RandomHorizontalFlip(0.5),
+                v2.ColorJitter(COLOR_JITTER, COLOR_JITTER, COLOR_JITTER),
+            ]
+        )
+
+    def __call__(
+        self, image: tv_tensors.Image, target: dict[str, Any], size: tuple[int, int]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Draws from torch's global generator.
+
+        Args:
+            size: (height, width) the image, or the part taken of it, is resized to.
+
+        Returns:
+            Plain tensors: the image uint8 (3, *size), and `boxes` float32 (N, 4) xyxy inside it
+            and `labels` int64 (N,).
+        """
+        image, target = self.random_part(image, target)
+        image = v2.functional.resize(image, list(size), antialias=False)  # as the model does
+        boxes = v2.functional.resize(target["boxes"], list(size))
+        image, boxes = self.flip_and_colour(image, boxes)
+        # In FP32, 640 * (500 / 640) may be above 500, and a box thinner than 0.0001 px vanish.
+        boxes = v2.functional.clamp_bounding_boxes(boxes).as_subclass(torch.Tensor)
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        target = {"boxes": boxes[kept], "labels": target["labels"][kept]}
+        return image.as_subclass(torch.Tensor), target
+
+
 class RandomPart(torch.nn.Module):
     """Sometimes cuts out a random part of the image, of the image's own aspect ratio.
 
