@@ -1,30 +1,43 @@
-"""Finding and parsing COCO annotation files (https://cocodataset.org/#format-data).
+"""Parsing COCO annotation files (https://cocodataset.org/#format-data).
 
 Nothing a person's file contains is trusted: every problem is collected with the image or the
 annotation it belongs to, so that `check_data.py` can list all of them and `coco.load_split` can
 refuse a file that would crash a training or silently spoil it.
 """
 
-import math
-import os
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from common import artifacts, paths
-from common.cli import UserError
+from common import artifacts
+from common.coco_files import (
+    MissingSplitError,
+    find_annotations,
+    find_image_root,
+    is_safe_name,
+    real_paths,
+)
+from common.coco_table import NUMBERS, AnnotationTable
 
-SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation")}
+__all__ = [
+    "AnnotationTable",
+    "CocoSplit",
+    "ImageRecord",
+    "MissingSplitError",
+    "ParsedFile",
+    "Problem",
+    "find_annotations",
+    "parse_content",
+    "parse_split",
+]
+
 MAX_IMAGE_SIDE = 1_000_000  # pixels; float32 tells coordinates 1/16 apart up to there
 MIN_BOX_SIDE = 0.1  # pixels; thinner boxes lose their area to float32 when resized or flipped
-PROBED_IMAGES = 10  # looked for in each folder that may hold the images
-
-
-class MissingSplitError(UserError):
-    """The data folder has no annotation file of that split."""
+CRASH = "crash the training with SIGSEGV"
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,8 @@ class CocoSplit:
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding. `error`: training would crash or learn something wrong; `warning`: handled."""
+    """One finding. `error`: training would crash or learn something wrong; `warning`: handled, or
+    worth a look; `note`: a fact, nothing to mend."""
 
     kind: str
     severity: str
@@ -71,12 +85,35 @@ class Problem:
     annotation_id: int | None = None
 
 
+@dataclass(frozen=True)
+class ParsedFile:
+    """A split and what it was made of. Without a split the rest is empty.
+
+    Attributes:
+        images: the object of the file of each record.
+        table: the annotations of those images; a record holds those that are `usable`.
+        boxes_xyxy: float64 (N, 4), pixels, clipped to the image.
+        usable: bool (N,), the clipped box has an area.
+    """
+
+    split: CocoSplit | None
+    problems: list[Problem]
+    images: list[dict]
+    table: AnnotationTable
+    boxes_xyxy: np.ndarray
+    usable: np.ndarray
+
+
 @dataclass
 class _Findings:
     problems: list[Problem] = field(default_factory=list)
 
     def error(self, kind: str, message: str, image: Any = None, annotation: Any = None) -> None:
         self.problems.append(Problem(kind, "error", message, _name(image), _id(annotation)))
+
+    def of(self, annotation: dict, kind: str, message: str, image: dict | None) -> None:
+        """An error of one annotation."""
+        self.error(kind, f"annotation {annotation.get('id')!r:.40}: {message}", image, annotation)
 
     def warning(self, kind: str, message: str, image: Any = None, annotation: Any = None) -> None:
         self.problems.append(Problem(kind, "warning", message, _name(image), _id(annotation)))
@@ -91,59 +128,6 @@ def _id(annotation: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-# --- finding the files ------------------------------------------------------------------------
-
-
-def find_annotations(data_path: Path, split: str) -> Path:
-    """The annotation file of a split below `data_path`.
-
-    Understands the COCO layout (annotations/instances_train2017.json, any suffix), a flat
-    train.json, and train/_annotations.coco.json.
-
-    Raises:
-        UserError: no such folder, or several files that could be meant.
-        MissingSplitError: no such file.
-    """
-    if not data_path.is_dir():
-        if data_path == paths.DEMO:
-            remedy = "make the demo data with: python phase1_training/make_demo_data.py"
-        else:
-            remedy = "give the folder that holds annotations/ and the images"
-        raise UserError(data_path, "no such folder", remedy)
-    for name in SPLIT_NAMES[split]:
-        for pattern in (
-            f"annotations/instances_{name}*.json",
-            f"annotations/{name}*.json",
-            f"{name}/_annotations.coco.json",
-            f"{name}.json",
-        ):
-            found = sorted(data_path.glob(pattern))
-            if len(found) > 1:
-                names = ", ".join(path.name for path in found)
-                raise UserError(data_path, f"several {split} files: {names}", "keep one of them")
-            if found:
-                return found[0]
-    expected = f"annotations/instances_{split}.json"
-    raise MissingSplitError(data_path, f"no {split} annotations", f"add {expected} in COCO format")
-
-
-def _find_image_root(data_path: Path, annotation_file: Path, file_names: Sequence[str]) -> Path:
-    """The folder file names are relative to: the first candidate that holds one of the images."""
-    split_name = annotation_file.stem.removeprefix("instances_")
-    candidates = [
-        data_path / "images",
-        data_path / "images" / split_name,
-        data_path / split_name,
-        annotation_file.parent,
-        data_path,
-    ]
-    for file_name in file_names[:PROBED_IMAGES]:
-        for folder in candidates:
-            if os.path.isfile(folder / file_name):
-                return folder
-    return next((folder for folder in candidates if folder.is_dir()), data_path)
-
-
 # --- parsing ----------------------------------------------------------------------------------
 
 
@@ -154,7 +138,12 @@ def parse_split(data_path: Path, split: str) -> tuple[CocoSplit | None, list[Pro
         The split (None when its structure is beyond reading) and the problems in file order.
     """
     annotation_file = find_annotations(data_path, split)
-    content = artifacts.read_json(annotation_file)
+    parsed = parse_content(data_path, annotation_file, artifacts.read_json(annotation_file))
+    return parsed.split, parsed.problems
+
+
+def parse_content(data_path: Path, annotation_file: Path, content: dict[str, Any]) -> ParsedFile:
+    """`parse_split` of a file's content, with the entries its records were made of."""
     findings = _Findings()
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
@@ -164,29 +153,24 @@ def parse_split(data_path: Path, split: str) -> tuple[CocoSplit | None, list[Pro
     if not findings.problems and not content["images"]:
         findings.error("structure", 'the data set is empty: "images" has no entry')
     if findings.problems:
-        return None, findings.problems
+        nothing = np.zeros((0, 4)), np.zeros(0, dtype=bool)
+        return ParsedFile(None, findings.problems, [], AnnotationTable.of([], [], []), *nothing)
 
     categories = _parse_categories(content["categories"], findings)
     images = _parse_images(content["images"], findings)
-    grouped = _group_annotations(content["annotations"], images, categories, findings)
-    file_names = [image["file_name"] for image in images.values()]
-    root = _find_image_root(data_path, annotation_file, file_names).resolve()
-    labels = {category_id: index + 1 for index, category_id in enumerate(categories)}
-    records = []
-    for image_id, image in images.items():
-        path = Path(os.path.realpath(root / image["file_name"]))
-        if not path.is_relative_to(root):
-            findings.error(
-                "path", f"file_name {image['file_name']!r} leaves the image folder", image
-            )
-            continue
-        records.append(_record(image, path, grouped.get(image_id, []), labels, findings))
+    files = _image_files(data_path, annotation_file, images, findings)
+    table = _parse_annotations(content, files.keys(), categories, findings)
+    entries = [images[image_id] for image_id in files]
+    boxes, usable = _clip(table, entries, findings)
     if not content["annotations"]:
         findings.warning("no annotations", "no image has a box: only background will be learnt")
-    split_data = CocoSplit(
-        annotation_file, tuple(records), tuple(categories.values()), tuple(categories)
+    split = CocoSplit(
+        annotation_file,
+        tuple(_records(entries, list(files.values()), table.part(usable), boxes[usable])),
+        tuple(categories.values()),
+        tuple(categories),
     )
-    return split_data, findings.problems
+    return ParsedFile(split, findings.problems, entries, table, boxes, usable)
 
 
 def _parse_categories(entries: list[dict], findings: _Findings) -> dict[int, str]:
@@ -198,14 +182,15 @@ def _parse_categories(entries: list[dict], findings: _Findings) -> dict[int, str
         if not _is_int(category_id) or not isinstance(name, str):
             findings.error("category", f"category {entry!r:.80} lacks an integer id or a name")
         elif category_id in categories:
-            findings.error("category", f"category id {category_id} appears twice")
+            message = f"category id {category_id} appears twice: its boxes could be of either class"
+            findings.error("category", message)
         else:
             if name in categories.values():
                 unique = f"{name} ({category_id})"
                 while unique in categories.values():
                     unique += f" ({category_id})"
                 what = f"two categories are called {name!r}; one is shown as {unique!r}"
-                findings.warning("category", what)
+                findings.warning("category name", what)
                 name = unique
             categories[category_id] = name
     if not categories:
@@ -219,17 +204,20 @@ def _parse_images(entries: list[dict], findings: _Findings) -> dict[int, dict]:
     for image in entries:
         name = image.get("file_name")
         if not _is_int(image.get("id")):
-            findings.error("image", f"image {name!r:.80} has no integer id", image)
+            findings.error("image entry", f"image {name!r:.80} has no integer id", image)
         elif image["id"] in images:
-            findings.error("image", f"image id {image['id']} appears twice", image)
-        elif not isinstance(name, str) or not _is_safe_name(name):
-            findings.error("path", f"file_name {name!r:.80} is not a path inside the data", image)
+            message = f"image id {image['id']} appears twice: its boxes could be of either picture"
+            findings.error("duplicate image id", message, image)
+        elif not isinstance(name, str) or not is_safe_name(name):
+            message = f"file_name {name!r:.80} is not a path inside the data: "
+            findings.error("path", f"{message}another file would be read", image)
         elif not all(_is_side(image.get(key)) for key in ("width", "height")):
             message = f"image {name}: width and height are not positive whole numbers"
-            findings.error("image", message, image)
+            findings.error("image entry", message, image)
         else:
             if name in file_names:
-                findings.warning("image", f"{name} is listed under two image ids", image)
+                what = f"{name} is listed under two image ids: each teaches the boxes of the other"
+                findings.warning("image listed twice", f"{what} as background", image)
             file_names.add(name)
             images[image["id"]] = image
     return images
@@ -243,98 +231,118 @@ def _is_side(value: Any) -> bool:
     return _is_int(value) and 0 < value <= MAX_IMAGE_SIDE
 
 
-def _is_safe_name(name: str) -> bool:
-    """A relative path without `..`, drive letters, NUL bytes or what no file system can store."""
-    try:
-        os.fsencode(name)
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    return (
-        bool(name)
-        and "\0" not in name
-        and not posix.is_absolute()
-        and not windows.drive
-        and not windows.root
-        and ".." not in posix.parts
-        and ".." not in windows.parts
-    )
+def _image_files(
+    data_path: Path, annotation_file: Path, images: dict[int, dict], findings: _Findings
+) -> dict[int, Path]:
+    """Image id -> its file, of the images whose file lies below the image folder."""
+    names = [image["file_name"] for image in images.values()]
+    root = find_image_root(data_path, annotation_file, names)
+    files = {}
+    for image, path in zip(images.values(), real_paths(root, names), strict=True):
+        if path is None:
+            message = f"file_name {image['file_name']!r} leaves the image folder"
+            findings.error("path", f"{message}: another file would be read", image)
+        else:
+            files[image["id"]] = path
+    return files
 
 
-def _group_annotations(
-    entries: list[dict], images: dict[int, dict], categories: dict[int, str], findings: _Findings
-) -> dict[int, list[dict]]:
-    """Image id -> its usable annotations."""
-    grouped: dict[int, list[dict]] = {}
+def _parse_annotations(
+    content: dict[str, Any],
+    image_ids: Iterable[int],
+    categories: dict[int, str],
+    findings: _Findings,
+) -> AnnotationTable:
+    """The annotations of a known image and category with four finite numbers."""
+    positions = {image_id: index for index, image_id in enumerate(image_ids)}
+    named = {image["id"]: image for image in content["images"] if _is_int(image.get("id"))}
+    labels = {category_id: index + 1 for index, category_id in enumerate(categories)}
+    rows: list[tuple[dict, int, int]] = []
     seen: set[int] = set()
-    for annotation in entries:
-        annotation_id = _id(annotation)
-        what = f"annotation {annotation.get('id')!r:.40}"
+    for annotation in content["annotations"]:
+        annotation_id, box = annotation.get("id"), annotation.get("bbox")
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-        image = images.get(image_id) if _is_finite(image_id) else None  # type: ignore[arg-type]
-        if annotation_id in seen:
-            findings.warning("annotation", f"{what}: the id appears twice", image, annotation)
-        if annotation_id is not None:
+        image = named.get(image_id) if type(image_id) in NUMBERS else None
+        if _is_int(annotation_id):
+            if annotation_id in seen:
+                message = f"annotation {annotation_id}: the id appears twice: COCO's evaluators "
+                message += "keep one of the boxes; numbered anew here"
+                findings.warning("duplicate annotation id", message, image, annotation)
             seen.add(annotation_id)
-        box = annotation.get("bbox")
         if image is None:
-            message = f"{what}: no image has the id {image_id!r:.40}"
-            findings.error("annotation", message, None, annotation)
-        elif not _is_finite(category_id) or category_id not in categories:
-            message = f"{what}: category id {category_id!r:.40} is not among the categories"
-            findings.error("annotation", message, image, annotation)
-        elif not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
-            message = f"{what}: bbox {box!r:.60} is not four finite numbers"
-            findings.error("box", message, image, annotation)
-        else:
-            grouped.setdefault(image["id"], []).append(annotation)
-    return grouped
+            message = f"no image has the id {image_id!r:.40}: the box would be left out"
+            findings.of(annotation, "unknown image", message, image)
+        elif type(category_id) not in NUMBERS or category_id not in labels:
+            message = f"category id {category_id!r:.40} is not among the categories: would crash "
+            findings.of(annotation, "unknown category", f"{message}the training", image)
+        elif type(box) is not list or len(box) != 4 or not NUMBERS.issuperset(map(type, box)):
+            message = f"bbox {box!r:.60} is not four finite numbers: would crash the training"
+            findings.of(annotation, "unreadable box", message, image)
+        elif image_id in positions:  # else the image is refused already
+            rows.append((annotation, positions[image_id], labels[category_id]))
+    table = AnnotationTable.of(*(zip(*rows, strict=True) if rows else ([], [], [])))
+    finite = np.isfinite(table.boxes_xywh).all(axis=1)
+    for annotation in itertools.compress(table.entries, ~finite):
+        what = f"bbox {annotation['bbox']!r:.60} is not four finite numbers"
+        harm = (
+            "spoil every weight" if any(value != value for value in annotation["bbox"]) else CRASH
+        )
+        image = named[annotation["image_id"]]
+        findings.of(annotation, "box not finite", f"{what}: would {harm}", image)
+    return table.part(finite)
 
 
-def _is_finite(value: Any) -> bool:
-    """A number that a float can hold."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return _is_int(value) and abs(value) < 2**1023
-
-
-def _record(
-    image: dict, path: Path, annotations: list[dict], labels: dict[int, int], findings: _Findings
-) -> ImageRecord:
-    """Turns xywh into xyxy boxes clipped to the image; what then has no area is left out."""
-    width, height = image["width"], image["height"]
-    boxes, kept = [], []
-    for annotation in annotations:
-        x, y, w, h = annotation["bbox"]
+def _clip(
+    table: AnnotationTable, images: Sequence[dict], findings: _Findings
+) -> tuple[np.ndarray, np.ndarray]:
+    """float64 xyxy boxes clipped to their images, and which of them have an area there."""
+    sizes = np.array([(image["width"], image["height"]) for image in images], np.float64)
+    limit = sizes.reshape(-1, 2)[table.image_index]
+    start, side = table.boxes_xywh[:, :2], table.boxes_xywh[:, 2:]
+    with np.errstate(over="ignore"):  # 1e308 + 1e308
+        end = start + side
+    boxes = np.hstack([np.maximum(start, 0.0), np.minimum(end, limit)])
+    usable = (boxes[:, 2:] - boxes[:, :2] >= MIN_BOX_SIDE).all(axis=1)
+    clipped = ((start < -1) | (end > limit + 1)).any(axis=1) & usable
+    for index in np.flatnonzero(clipped | ~usable):
+        annotation = table.entries[index]
+        image = images[table.image_index[index]]
         what = f"annotation {annotation.get('id')!r:.40}: box {annotation['bbox']!r:.80}"
-        x1, y1 = max(x, 0.0), max(y, 0.0)
-        x2, y2 = min(x + w, float(width)), min(y + h, float(height))
-        if x2 - x1 < MIN_BOX_SIDE or y2 - y1 < MIN_BOX_SIDE:
-            message = f"{what} has no area inside the image; left out"
-            findings.warning("box", message, image, annotation)
-        else:
-            if x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-                hint = "clipped (is it x1,y1,x2,y2 instead of x,y,width,height?)"
-                findings.warning("box", f"{what} reaches outside; {hint}", image, annotation)
-            boxes.append((x1, y1, x2, y2))
-            kept.append(annotation)
-    boxes_xyxy = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+        if usable[index]:
+            hint = "clipped (is it x1,y1,x2,y2 instead of x,y,width,height?)"
+            message = f"{what} reaches outside; {hint}"
+            findings.warning("box partly outside", message, image, annotation)
+            continue
+        kind = "box without area" if (side[index] < MIN_BOX_SIDE).any() else "box outside"
+        message = f"{what} has no area inside the image; left out: its place teaches background"
+        findings.warning(kind, message, image, annotation)
+    return boxes, usable
+
+
+def _records(
+    images: Sequence[dict], files: Sequence[Path], table: AnnotationTable, boxes: np.ndarray
+) -> Iterator[ImageRecord]:
+    """One record an image; its arrays are parts of a few large ones, which loader processes share
+    instead of copying."""
+    order = np.argsort(table.image_index, kind="stable")
+    boxes_xyxy = boxes[order].astype(np.float32)
+    labels, is_crowd = table.labels[order], table.is_crowd[order]
+    annotated = table.areas[order]
     box_areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1)
-    annotated = [_area(entry.get("area"), box) for entry, box in zip(kept, box_areas, strict=True)]
-    return ImageRecord(
-        image_id=image["id"],
-        path=path,
-        width=width,
-        height=height,
-        boxes_xyxy=boxes_xyxy,
-        labels=np.array([labels[entry["category_id"]] for entry in kept], dtype=np.int64),
-        is_crowd=np.array([entry.get("iscrowd", 0) == 1 for entry in kept], dtype=bool),
-        areas=np.array(annotated, dtype=np.float32),
-    )
-
-
-def _area(annotated: Any, box_area: float) -> float:
-    """The annotated area (of a mask, as a rule) where it can be one, else that of the box."""
-    if not _is_finite(annotated) or not 0 < annotated <= MAX_IMAGE_SIDE**2:
-        return box_area
-    return annotated
+    # The annotated area (of a mask, as a rule) where it can be one, else that of the box.
+    possible = (annotated > 0) & (annotated <= MAX_IMAGE_SIDE**2)
+    areas = np.where(possible, annotated, box_areas).astype(np.float32)
+    ends = np.searchsorted(table.image_index[order], np.arange(len(images)), side="right").tolist()
+    start = 0
+    for image, path, end in zip(images, files, ends, strict=True):
+        yield ImageRecord(
+            image_id=image["id"],
+            path=path,
+            width=image["width"],
+            height=image["height"],
+            boxes_xyxy=boxes_xyxy[start:end],
+            labels=labels[start:end],
+            is_crowd=is_crowd[start:end],
+            areas=areas[start:end],
+        )
+        start = end
