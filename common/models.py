@@ -19,6 +19,7 @@ from common.cli import UserError, log
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from torchvision.models.detection import FasterRCNN
 
 DEMO = "demo"
@@ -333,14 +334,15 @@ def _rebuild(checkpoint: Mapping[str, Any]) -> "FasterRCNN":
         max_size=checkpoint["max_size"],
     )
     if checkpoint.get("frozen_norm_eps") is not None:
-        _freeze_norms(model, checkpoint["frozen_norm_eps"])
+        freeze_norms(model, checkpoint["frozen_norm_eps"])
     model.load_state_dict(checkpoint["model_state_dict"])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in checkpoint.get("frozen", ()))
     return model
 
 
-def _freeze_norms(model: "FasterRCNN", eps: float) -> None:
+def freeze_norms(model: "nn.Module", eps: float) -> None:
+    """Replaces every BatchNorm2d by torchvision's frozen form, as pretrained detectors have it."""
     from torch import nn
     from torchvision.ops.misc import FrozenBatchNorm2d
 

@@ -1,205 +1,327 @@
-"""The training loop: recipe, one epoch, and the state a run can be continued from."""
+"""The training loop: one step, one epoch, and the state a run can be continued from."""
 
 import contextlib
-import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch import nn
 from torchvision.models.detection import FasterRCNN
 
-from common import cli
-from common.cli import UserError
-from common.coco import COCODataset, CocoSplit, collate
-from common.fastpath import precision_safe_autocast
-from phase1_training.augmentation import train_transform
+from common.cli import UserError, log
+from common.fastpath import fast_training, normalise_batch, precision_safe_autocast
+from common.training_losses import LossSums, count_samples, training_losses
+from phase1_training import rng
+from phase1_training.distributed import Ranks
+from phase1_training.loading import Batch
+from phase1_training.nonfinite import StepMonitor
+from phase1_training.recipe import AMP_DTYPES, ModelEMA, Recipe, build_optimizer, learning_rate
 
-LOSS_CHECK_STEPS = 10  # reading the losses waits for the GPU, so not at every step
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a run is optimised. `learning_rate` is reached after `warmup_steps` linear steps."""
+@dataclass
+class EpochTotals:
+    """What an epoch has come to so far. `step` is the position in the epoch's plan of batches; the
+    losses are sums over the images, on the device."""
 
-    epochs: int
-    batch_size: int
-    optimizer: str  # "sgd" or "adamw"
-    learning_rate: float
-    momentum: float
-    weight_decay: float
-    schedule: str  # "step" (times gamma every step_size epochs) or "cosine" (to zero)
-    step_size: int
-    gamma: float
-    warmup_steps: int
-    amp: str  # "off", "bf16" or "fp16"
-    crop_probability: float  # how often a random part of the image is trained on
+    epoch: int
+    step: int = 0
+    losses: dict[str, torch.Tensor] = field(default_factory=dict)
+    images: int = 0
+    seconds: float = 0.0
+    skipped_before: int = 0
 
 
 @dataclass(frozen=True)
 class EpochResult:
     """Mean losses over an epoch's images, and what it took."""
 
-    train_loss: float
     losses: dict[str, float]
     images: int
     seconds: float
     learning_rate: float
+    skipped_steps: int
+    parts: int  # a batch was computed in, see `Trainer.parts`
 
-
-def build_optimizer(model: FasterRCNN, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(
-            parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
-    return torch.optim.SGD(
-        parameters,
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
-
-
-def learning_rate_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """What the learning rate is multiplied with at a step (from 0): warm-up, then the schedule."""
-    warmup = min(1.0, (step + 1) / (recipe.warmup_steps + 1))
-    if recipe.schedule == "cosine":
-        progress = step / max(1, recipe.epochs * steps_per_epoch)
-        return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return warmup * recipe.gamma ** (step // steps_per_epoch // recipe.step_size)
-
-
-def epoch_loader(
-    split: CocoSplit,
-    model: FasterRCNN,
-    recipe: Recipe,
-    *,
-    workers: int,
-    seed: int,
-    epoch: int,
-    pin_memory: bool,
-) -> DataLoader:
-    """Shuffled batches of one epoch. Order and augmentation depend on (seed, epoch, workers) only,
-    so a continued run sees the batches that an uninterrupted one would have seen. In place of a
-    batch that cannot be read comes the text of the error."""
-    epoch_seed = (seed * 100_003 + epoch) % 2**63
-    torch.manual_seed(epoch_seed)  # augmentation without workers, proposal sampling
-    generator = torch.Generator().manual_seed(epoch_seed)
-    sizes = (model.transform.min_size[-1], model.transform.max_size)
-    transform = train_transform(*sizes, recipe.crop_probability)
-    return DataLoader(
-        _TrainingImages(split, transform),  # type: ignore[arg-type]
-        batch_size=recipe.batch_size,
-        shuffle=True,
-        num_workers=workers,
-        collate_fn=_collate_or_error,
-        generator=generator,
-        pin_memory=pin_memory,
-    )
-
-
-class _TrainingImages(COCODataset):
-    """Hands a UserError over as text: raised in a loader process, it would arrive as a RuntimeError
-    with a traceback inside."""
-
-    def __getitem__(self, index: int):
-        try:
-            return super().__getitem__(index)
-        except UserError as error:
-            return str(error)
-
-
-def _collate_or_error(batch: list) -> tuple[tuple, tuple] | str:
-    error = next((sample for sample in batch if isinstance(sample, str)), None)
-    return error or collate(batch)
+    @property
+    def train_loss(self) -> float:
+        return sum(self.losses.values())
 
 
 class Trainer:
-    """A model, its optimizer and its schedule.
+    """A stock torchvision detector, its optimizer and everything a step consists of.
 
-    `state_dict` holds what a continued run needs beside the weights and the seed.
+    The heavy layers compute in half precision and the box arithmetic in FP32
+    (`precision_safe_autocast`); the model's slow places are replaced while it trains
+    (`fast_training`) and whole again afterwards, so the weights are plain torchvision's.
+
+    Args:
+        model: changed in place, on `device`.
+        steps_per_epoch: batches of one epoch on one rank.
+        ranks: the processes that train together; one alone by default.
+        folder: where batches with a loss that is no number are saved.
+
+    Attributes:
+        parts: in how many parts a batch is computed; it grows when memory runs out.
+        totals: of the epoch that is being trained.
+        ema: the averaged weights, or None.
     """
 
     def __init__(
-        self, model: FasterRCNN, recipe: Recipe, device: torch.device, steps_per_epoch: int
+        self,
+        model: FasterRCNN,
+        recipe: Recipe,
+        device: torch.device,
+        steps_per_epoch: int,
+        *,
+        ranks: Ranks,
+        folder: Path,
     ):
         self.model = model.to(memory_format=torch.channels_last)  # what convolutions compute in
         self.recipe = recipe
         self.device = device
-        self.optimizer = build_optimizer(model, recipe)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate_factor(recipe, step, steps_per_epoch)
-        )
+        self.steps_per_epoch = steps_per_epoch
+        self.ranks = ranks
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(model, recipe, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
+        self.ema = ModelEMA(model, recipe.ema_decay) if recipe.ema_decay else None
+        self.monitor = StepMonitor(model, folder, device.type)
+        self.parts = recipe.accumulate
+        self.start_epoch(1)
+
+    def evaluated_model(self) -> FasterRCNN:
+        """The model that is validated and shipped: the averaged one where an average is kept."""
+        return self.ema.averaged_model(self.model) if self.ema else self.model
 
     def state_dict(self) -> dict[str, Any]:
+        """All that a continued run needs beside the model's own weights, on the CPU. Every rank has
+        to call it."""
+        self.monitor.look()
+        losses = {
+            name: self.ranks.sum_(value.clone()) for name, value in self.totals.losses.items()
+        }
+        totals = {**vars(self.totals), "losses": {k: v.cpu() for k, v in losses.items()}}
         return {
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "totals": totals,
+            "parts": self.parts,
+            "skipped": self.monitor.skipped,
+            "in_a_row": self.monitor.in_a_row,
+            "rng": rng.rng_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        losses = {name: value.to(self.device) for name, value in state["totals"]["losses"].items()}
+        if not self.ranks.is_main:  # the sums are those of all ranks
+            losses = {name: torch.zeros_like(value) for name, value in losses.items()}
+        self.totals = EpochTotals(**{**state["totals"], "losses": losses})
+        self.parts = state["parts"]
+        self.monitor.skipped = state["skipped"]
+        self.monitor.in_a_row = state["in_a_row"]
+        rng.set_rng_state(state["rng"])
 
-    def train_epoch(self, loader: DataLoader, label: str) -> EpochResult:
-        """One pass over the data.
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps of the whole run."""
+        return (self.totals.epoch - 1) * self.steps_per_epoch + self.totals.step
+
+    def start_epoch(self, epoch: int) -> None:
+        losses = {name: torch.zeros((), device=self.device) for name in LOSS_NAMES}
+        self.totals = EpochTotals(epoch, losses=losses, skipped_before=self.monitor.skipped)
+
+    def train_epoch(
+        self,
+        batches: Iterable[Batch],
+        after_step: Callable[[Mapping[str, torch.Tensor]], None] = lambda losses: None,
+    ) -> None:
+        """Trains on the batches that are left of the epoch in `totals`.
+
+        Args:
+            batches: as the loader gives them, in the host's memory.
+            after_step: called between two steps, where everything can be saved, with the losses of
+                the step (this rank's share).
 
         Raises:
-            UserError: an image cannot be read, or the loss is no longer a finite number.
+            UserError: memory does not suffice for one image, or the loss is no number for several
+                steps in a row.
         """
+        with self.training():
+            started = time.perf_counter()
+            for batch in batches:
+                losses = self.train_step(batch)
+                self.totals.seconds += time.perf_counter() - started
+                after_step(losses)
+                started = time.perf_counter()
+        self.monitor.look()
+
+    def finish_epoch(self) -> EpochResult:
+        """The means over the epoch's images on all ranks."""
+        totals = self.totals
+        counts = torch.tensor([float(totals.images)], device=self.device, dtype=torch.float64)
+        images = int(self.ranks.sum_(counts).item())
+        means = {
+            name: self.ranks.sum_(value.clone()).item() / images
+            for name, value in totals.losses.items()
+        }
+        step = (totals.epoch - 1) * self.steps_per_epoch
+        return EpochResult(
+            means,
+            images,
+            totals.seconds,
+            learning_rate(self.recipe, step, self.steps_per_epoch),
+            self.monitor.skipped - totals.skipped_before,
+            self.parts,
+        )
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Where `train_step` can be called: the model in training mode, fast, its heavy layers in
+        the recipe's precision."""
         self.model.train()
-        sums: dict[str, torch.Tensor] = {}
-        images_done, started = 0, time.perf_counter()
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        with self._autocast():
-            for step, batch in enumerate(cli.progress(loader, total=len(loader), label=label)):
-                if isinstance(batch, str):
-                    raise UserError.__new__(UserError, batch)  # its text is complete
-                losses = self._train_step(*batch)
-                for name, loss in losses.items():
-                    weighted = loss.detach() * len(batch[0])
-                    sums[name] = sums[name] + weighted if name in sums else weighted
-                images_done += len(batch[0])
-                if step % LOSS_CHECK_STEPS == 0 or step == len(loader) - 1:
-                    _require_finite(sums, label, step)
-        # The last step may have spoilt the weights, and no loss has shown it yet.
-        largest = torch.stack([p.detach().abs().max() for p in self.model.parameters()]).max()
-        _require_finite({"a weight": largest}, label, step)
-        means = {name: value.item() / images_done for name, value in sums.items()}
-        seconds = time.perf_counter() - started
-        return EpochResult(sum(means.values()), means, images_done, seconds, learning_rate)
+        for module in self.model.modules():  # statistics of a frozen stage stay as they are, too
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(fast_training(self.model))
+            if self.recipe.amp != "off":
+                dtype = AMP_DTYPES[self.recipe.amp]
+                stack.enter_context(precision_safe_autocast(self.model, dtype, self.device.type))
+            yield
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        if self.recipe.amp == "off":
-            return contextlib.nullcontext()
-        return precision_safe_autocast(self.model, AMP_DTYPES[self.recipe.amp], self.device.type)
-
-    def _train_step(self, images: tuple, targets: tuple) -> dict[str, torch.Tensor]:
-        inputs = [
-            image.to(self.device, non_blocking=True).to(torch.float32) / 255 for image in images
-        ]
-        truth = [
-            {key: target[key].to(self.device, non_blocking=True) for key in ("boxes", "labels")}
-            for target in targets
-        ]
-        losses = self.model(inputs, truth)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(sum(losses.values())).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.scheduler.step()
+    def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One step of the optimizer; returns this rank's share of the losses, on the device."""
+        totals, step = self.totals, self.steps_done
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, step, self.steps_per_epoch)
+        losses, total, images = self._backward_whatever_it_takes(batch)
+        self.ranks.sum_gradients(self.parameters)
+        norms, is_finite = self._update(total)
+        if self.ema:
+            self.ema.update(self.model, step)
+        self.monitor.note(totals.epoch, totals.step + 1, batch, losses, norms, is_finite)
+        for name, loss in losses.items():
+            totals.losses[name] += torch.where(is_finite, loss * images, 0.0)
+        totals.images += len(batch)
+        totals.step += 1
         return losses
 
+    # --- forward and backward -----------------------------------------------------------------
 
-def _require_finite(sums: dict[str, torch.Tensor], label: str, step: int) -> None:
-    for name, value in sums.items():
-        if not math.isfinite(value.item()):
-            what = f"{name} is no longer a finite number by step {step + 1}"
-            remedy = "lower --lr, raise --warmup-steps, or use --amp off"
-            raise UserError(label, what, remedy)
+    def _backward_whatever_it_takes(
+        self, batch: Batch
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """`_backward`, in more parts when the memory does not suffice; the gradient stays the same.
+
+        Returns:
+            This rank's share of the mean losses; over all ranks, a sum that is finite as long as
+            every loss is, and the number of images.
+        """
+        counts: list[torch.Tensor] = []  # all ranks wait for them: once, not at every attempt
+        while True:
+            try:
+                return self._backward(batch, counts)
+            except torch.OutOfMemoryError as error:
+                message = str(error)
+            self._use_smaller_parts(batch, message)
+
+    def _backward(
+        self, batch: Batch, counts: list[torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        images_per_part = -(-len(batch) // self.parts)
+        starts = range(0, len(batch), max(1, images_per_part))
+        parts = [batch.part(start, start + images_per_part) for start in starts]
+        own = torch.zeros(4, device=self.device)  # sampled anchors, sampled RoIs, losses, images
+        own[3] = len(batch)
+        if len(parts) == 1:
+            found = self._forward(parts[0])
+            own[:2] = found.counts
+            own[2] = sum(found.sums.values()).detach()
+        elif not counts:
+            for part in parts:
+                own[:2] += self._count(part)
+        if not counts:
+            counts.append(self.ranks.sum_(own))
+        divisors, total, images = counts[0][:2].clamp(min=1), counts[0][2], counts[0][3]
+        sums: dict[str, torch.Tensor] = {}
+        for part in parts:
+            if len(parts) > 1:
+                found = self._forward(part)
+            losses = found.losses(divisors)
+            self.scaler.scale(sum(losses.values())).backward()
+            for name, loss in losses.items():
+                sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
+        return sums, total, images
+
+    def _forward(self, part: Batch) -> LossSums:
+        return training_losses(self.model, *self._inputs(part))
+
+    def _count(self, part: Batch) -> torch.Tensor:
+        return count_samples(self.model, *self._inputs(part))
+
+    def _inputs(self, part: Batch) -> tuple:
+        part = part.to(self.device)
+        images = normalise_batch(self.model, part.images, part.sizes)
+        return images, part.sizes, part.targets, part.seeds
+
+    def _use_smaller_parts(self, batch: Batch, message: str) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        height, width = batch.images.shape[-2:]
+        if self.parts >= len(batch):
+            raise UserError(
+                f"one image of {width}x{height} px",
+                f"does not fit into the memory of {self.device}{_free_memory(self.device)}",
+                "lower --min-size and --max-size, give --amp bf16 or fewer --trainable-stages",
+            )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.parts = min(2 * self.parts, len(batch))
+        log.warning(
+            "Out of memory with %d images of %dx%d px: batches are computed in %d parts from here "
+            "on; the gradients stay the same (%.100s)",
+            *(len(batch), width, height, self.parts, message.split("\n")[0]),
+        )
+
+    # --- update -------------------------------------------------------------------------------
+
+    def _update(self, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clips and steps, unless a gradient is no number: then nothing changes. Waits for nothing.
+
+        Returns:
+            The gradient norm of every parameter, and whether the step was made.
+        """
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.parameters]
+        norms = torch.stack(torch._foreach_norm(gradients))
+        norm = torch.linalg.vector_norm(norms)
+        is_finite = torch.isfinite(norm) & torch.isfinite(total)
+        if self.recipe.clip_norm:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip_norm, norm)
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            is_finite = torch.isfinite(total)  # of gradients too large for fp16 the scaler knows
+        elif self.optimizer.defaults["fused"]:
+            self.optimizer.found_inf = (~is_finite).float()
+            self.optimizer.step()
+        elif is_finite:  # waits for the device: without a fused optimizer there is no other way
+            self.optimizer.step()
+        return norms, is_finite
+
+
+def _free_memory(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
+    return f" ({free:.1f} of {total:.1f} GiB free)"

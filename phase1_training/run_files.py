@@ -1,5 +1,6 @@
 """What a training writes (checkpoints, report, log) and what it can be continued from."""
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,9 +9,13 @@ from common import artifacts, coco, models
 from common.cli import UserError
 
 if TYPE_CHECKING:
-    from phase1_training.engine import Recipe, Trainer
+    from torchvision.models.detection import FasterRCNN
 
-LOG_COLUMNS = ("epoch", "train_loss", "map", "map_50", "map_75", "learning_rate", "images_per_s")
+    from phase1_training.distributed import Ranks
+    from phase1_training.engine import Trainer
+    from phase1_training.recipe import Recipe
+
+LOG_COLUMNS = ("epoch", "train_loss", "val_loss", "map", "map_50", "map_75", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,30 @@ def report(run: Run, trainer: "Trainer", history: list[dict[str, Any]]) -> dict[
         "seed": run.seed,
         "epochs": history,
         "best": best and {"epoch": best["epoch"], **best["val"]},
-        "complete": len(history) == trainer.recipe.epochs,
+        "complete": len(history) == trainer.recipe.epochs
+        or stopped_early(history, trainer.recipe.patience),
+        "stopped_early": stopped_early(history, trainer.recipe.patience),
+        "ranks": trainer.ranks.size,
         "training_s": seconds,
         "images_per_s": images / seconds if seconds else None,
         "peak_memory_mib": peak_memory_mib,
     }
 
 
-def is_finished(run: Run) -> bool:
-    """Whether trained_model.pth, the last file written, fits last.pth, and no other is gone."""
+def stopped_early(history: list[dict[str, Any]], patience: int) -> bool:
+    """Whether the last `patience` epochs brought no better map (never with a patience of 0)."""
+    scores = [row["val"]["map"] for row in history]
+    return (
+        bool(patience)
+        and len(scores) > patience
+        and max(scores[-patience:]) <= max(scores[:-patience])
+    )
+
+
+def is_finished(run: Run, recipe: "Recipe", history: list[dict[str, Any]]) -> bool:
+    """Whether no epoch is left and trained_model.pth, the last file written, fits last.pth."""
+    if len(history) < recipe.epochs and not stopped_early(history, recipe.patience):
+        return False
     last, trained = run.output / "last.pth", run.output / "trained_model.pth"
     others = (run.output / "best_model.pth", run.metrics / "training.json")
     return (
@@ -70,32 +90,39 @@ def is_finished(run: Run) -> bool:
     )
 
 
-def save_epoch(run: Run, trainer: "Trainer", report: dict[str, Any]) -> None:
-    """last.pth goes first: what the report tells of can always be continued."""
-    save(run, run.output / "last.pth", trainer, report, state=trainer.state_dict())
-    if report["best"]["epoch"] == len(report["epochs"]):
-        save(run, run.output / "best_model.pth", trainer, report)
+def write_metrics(run: Run, report: dict[str, Any]) -> None:
+    """training.json, and training_log.csv: a row an epoch, the same for the same run."""
     artifacts.write_json(run.metrics / "training.json", report)
     rows = [",".join(LOG_COLUMNS)]
     for epoch in report["epochs"]:
-        flat = {**epoch, **epoch["val"]}
-        rows.append(",".join(f"{flat[column]:.6g}" for column in LOG_COLUMNS))
+        flat = {**epoch, **epoch["val"], "val_loss": epoch["val"]["loss"]}
+        rows.append(",".join(f"{flat[column]:.9g}" for column in LOG_COLUMNS))
     artifacts.write_text(run.metrics / "training_log.csv", "\n".join(rows) + "\n")
 
 
-def save(run: Run, path: Path, trainer: "Trainer", report: dict[str, Any], **extra: Any) -> None:
-    """Writes one checkpoint with a summary of the report beside it."""
+def save(
+    run: Run,
+    name: str,
+    model: "FasterRCNN",
+    recipe: "Recipe",
+    report: dict[str, Any],
+    *,
+    keep_previous: bool = False,
+    **extra: Any,
+) -> None:
+    """Writes one checkpoint into the run's folder with a summary of the report beside it."""
     epochs = report["epochs"]
     models.save_model(
-        path,
-        trainer.model,
+        run.output / name,
+        model,
         architecture=run.architecture,
         class_names=run.train.class_names,
         category_ids=run.train.category_ids,
         summary={key: value for key, value in report.items() if key != "epochs"}
-        | {"epoch": len(epochs), "val": epochs[-1]["val"]},
+        | {"epoch": len(epochs), "val": epochs[-1]["val"] if epochs else None},
+        keep_previous=keep_previous,
         history=epochs,
-        settings=_settings(run, trainer.recipe),
+        settings=_settings(run, recipe),
         **extra,
     )
 
@@ -111,16 +138,26 @@ def _settings(run: Run, recipe: "Recipe") -> dict[str, Any]:
         **asdict(recipe),
         "train annotations (sha256)": artifacts.sha256(run.train.annotation_file),
         "val annotations (sha256)": artifacts.sha256(run.val.annotation_file),
-        "train_images": len(run.train.records),
+        "train images": len(run.train.records),
+        "train image files (sha256 of names and sizes)": _files_digest(run.train),
         "classes": list(run.train.class_names),
     }
 
 
-def checkpoint_to_continue(run: Run, recipe: "Recipe") -> dict[str, Any]:
+def _files_digest(split: coco.CocoSplit) -> str:
+    """Tells a changed or exchanged image without reading all of them."""
+    digest = hashlib.sha256()
+    for record in split.records:
+        size = record.path.stat().st_size if record.path.is_file() else -1
+        digest.update(f"{record.path.name} {size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def load_last(run: Run) -> dict[str, Any]:
     """The content of last.pth.
 
     Raises:
-        UserError: nothing to continue, or the run was another one; the difference is named.
+        UserError: there is nothing to continue.
     """
     path = run.output / "last.pth"
     if not path.is_file():
@@ -128,9 +165,22 @@ def checkpoint_to_continue(run: Run, recipe: "Recipe") -> dict[str, Any]:
     checkpoint = artifacts.load_checkpoint(path)
     if not {"settings", "state", "history"} <= checkpoint.keys():
         raise UserError(path, "holds no training to continue", "start without --resume")
+    return checkpoint
+
+
+def checkpoint_to_continue(run: Run, recipe: "Recipe", ranks: "Ranks") -> dict[str, Any]:
+    """`load_last`, when the run is the one that wrote it.
+
+    Raises:
+        UserError: nothing to continue, or the run was another one; the difference is named.
+    """
+    path, checkpoint = run.output / "last.pth", load_last(run)
     saved = checkpoint["settings"]
     for key, value in _settings(run, recipe).items():
         if saved.get(key) != value:
             what = f"was trained with {key} {saved.get(key)!s:.80}, not {value!s:.80}"
             raise UserError(path, what, "give the same settings, or start without --resume")
+    if checkpoint["ranks"] != ranks.size:
+        what = f"was trained by {checkpoint['ranks']} processes, not {ranks.size}"
+        raise UserError(path, what, "give torchrun the same --nproc_per_node")
     return checkpoint

@@ -3,11 +3,12 @@
     python phase1_training/train.py                                # the demo, minutes on a CPU
     python phase1_training/train.py --data-path /path/to/coco --epochs 10 --batch-size 4 --lr 0.005
     python phase1_training/train.py --data-path /path/to/coco --resume
+    torchrun --nproc_per_node=2 phase1_training/train.py --data-path /path/to/coco   # two GPUs
 
-Writes last.pth (every epoch), best_model.pth (best mAP on the validation images) and
-trained_model.pth (the end) into --output, and training.json, training_log.csv,
-training_curves.png and val_predictions.png into outputs/metrics, or into --output when that is
-not the default folder.
+The data is examined first, see check_data.py. Writes last.pth (every epoch, every ten minutes and
+when it is stopped), best_model.pth (best mAP on the validation images) and trained_model.pth (the
+end) into --output, and training.json, training_log.csv and pictures into outputs/metrics, or into
+--output when that is not the default folder. Curves for TensorBoard are in --output/tensorboard.
 """
 
 import argparse
@@ -16,137 +17,26 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase1_training/train.py` finds common/
 
-from common import artifacts, cli, coco, environment, models, paths
+from common import cli, coco, environment, models, paths
 from common.cli import UserError, log
-from phase1_training import run_files
 from phase1_training.run_files import Run
 
 if TYPE_CHECKING:
-    import torch
-
-    from phase1_training.engine import EpochResult, Recipe, Trainer
+    from phase1_training.distributed import Ranks
+    from phase1_training.recipe import Recipe
 
 EPOCHS = {True: 8, False: 10}  # by "is it the demo model?"
 BATCH_SIZE = 4
 WORKERS = min(4, max(1, (os.cpu_count() or 1) // 2))  # the others compute
-LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}
+LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}  # of SGD: for BATCH_SIZE images per step
 WEIGHT_DECAY = {"sgd": 0.0005, "adamw": 0.01}
+COLOR_JITTER = 0.2
 CROP_PROBABILITY = {True: 0.5, False: 0.0}
-
-
-def train(run: Run, recipe: "Recipe", device: "torch.device", *, resume: bool) -> dict[str, Any]:
-    """Trains from the start or from last.pth and returns the content of training.json."""
-    from phase1_training.engine import Trainer
-
-    environment.seed_everything(run.seed)
-    checkpoint = run_files.checkpoint_to_continue(run, recipe) if resume else None
-    model = _build(run, resume).to(device)
-    steps_per_epoch = -(-len(run.train.records) // recipe.batch_size)
-    trainer = Trainer(model, recipe, device, steps_per_epoch)
-    history: list[dict[str, Any]] = []
-    if checkpoint is not None:
-        trainer.load_state_dict(checkpoint["state"])
-        history = checkpoint["history"]
-        log.info("Continuing after epoch %d", len(history))
-        if len(history) == recipe.epochs and run_files.is_finished(run):
-            log.info("The run is finished: nothing is changed")
-            return artifacts.read_json(run.metrics / "training.json")
-    report = run_files.report(run, trainer, history)
-    if history:  # a run killed between the files of its last epoch is made whole
-        run_files.save_epoch(run, trainer, report)
-    last = run.output / "last.pth"
-    replaced = last.stat().st_mtime_ns if last.exists() and not resume else None
-    try:
-        for epoch in range(len(history) + 1, recipe.epochs + 1):
-            report = _train_and_validate(run, trainer, history, epoch)
-    except (KeyboardInterrupt, cli.Terminated):
-        if last.exists() and last.stat().st_mtime_ns != replaced:
-            command = environment.command_line().replace(" --overwrite", "")
-            log.warning("Stopped. Continue with: %s --resume", command.replace(" --resume", ""))
-        raise
-    run_files.save(run, run.output / "trained_model.pth", trainer, report)
-    return report
-
-
-def _train_and_validate(
-    run: Run, trainer: "Trainer", history: list[dict[str, Any]], epoch: int
-) -> dict[str, Any]:
-    """One epoch, its validation, and their files; adds its row to `history` and returns the content
-    of training.json."""
-    from phase1_training import plots
-    from phase1_training.engine import epoch_loader
-
-    epochs, device = trainer.recipe.epochs, trainer.device
-    loader = epoch_loader(
-        run.train,
-        trainer.model,
-        trainer.recipe,
-        workers=run.workers,
-        seed=run.seed,
-        epoch=epoch,
-        pin_memory=device.type == "cuda",
-    )
-    result = trainer.train_epoch(loader, f"epoch {epoch}/{epochs}")
-    val, detections = _validate(run, trainer.model, device)
-    row = _epoch_row(epoch, result, val)
-    report = run_files.report(run, trainer, [*history, row])
-    run_files.save_epoch(run, trainer, report)
-    history.append(row)
-    log.info(
-        "epoch %d/%d: loss %.3f, val map %.3f, map_50 %.3f (%.1f images/s, %.0f s)",
-        *(epoch, epochs, result.train_loss, val["map"], val["map_50"]),
-        *(row["images_per_s"], result.seconds),
-    )
-    plots.training_curves(report["epochs"], run.metrics / "training_curves.png")
-    if report["best"]["epoch"] == epoch:
-        plots.predictions_grid(run.val, detections, run.metrics / "val_predictions.png")
-    return report
-
-
-def _build(run: Run, resume: bool) -> Any:
-    """A new model, the one of `start_from`, or the one a run is continued with."""
-    if resume:
-        import torch
-
-        return models.load_model(run.output / "last.pth", torch.device("cpu")).model
-    if run.start_from is not None:
-        return run.start_from.model
-    return models.build_model(
-        run.architecture,
-        len(run.train.class_names) + 1,
-        weights=run.weights,
-        min_size=run.min_size,
-        max_size=run.max_size,
-    )
-
-
-def _validate(run: Run, model: Any, device: "torch.device") -> tuple[dict[str, Any], list]:
-    from common import evaluation
-
-    predict = models.stock_predictor(model.eval(), device)
-    detections = []
-    for record in cli.progress(run.val.records, total=len(run.val.records), label="validation"):
-        detections += predict([coco.read_image(record.path, (record.width, record.height))])
-    scores = evaluation.coco_map(run.val, detections)
-    # A validation set without any box has no average precision: report 0, not a fault.
-    return {key: 0.0 if value is None else value for key, value in scores.items()}, detections
-
-
-def _epoch_row(epoch: int, result: "EpochResult", val: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "epoch": epoch,
-        "train_loss": result.train_loss,
-        "losses": result.losses,
-        "val": {key: val[key] for key in ("map", "map_50", "map_75", "per_class")},
-        "learning_rate": result.learning_rate,
-        "seconds": result.seconds,
-        "images_per_s": result.images / result.seconds,
-    }
 
 
 # --- command line -----------------------------------------------------------------------------
@@ -167,11 +57,36 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--model-path", type=Path, help="start from the weights of this checkpoint")
     data.add_argument("--min-size", type=cli.positive_int, help="short side after the resize, px")
     data.add_argument("--max-size", type=cli.positive_int, help="longest side after it, px")
+    data.add_argument(
+        "--multi-scale",
+        type=cli.positive_int_list,
+        metavar="PX,PX,...",
+        help="train on these short sides in turn, one for each batch (default: --min-size alone)",
+    )
+    data.add_argument(
+        "--trainable-stages",
+        type=cli.non_negative_int,
+        help="stages of the backbone to train, from its end; 0: the heads alone (default: all, or "
+        "all but the first ones of pretrained weights)",
+    )
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--epochs", type=cli.positive_int, help="default: 10 (demo: 8)")
-    recipe.add_argument("--batch-size", type=cli.positive_int, default=BATCH_SIZE, help="images")
+    recipe.add_argument(
+        "--batch-size",
+        type=_batch_size,
+        default=BATCH_SIZE,
+        help="images per step and GPU; auto: as many as the memory holds",
+    )
+    recipe.add_argument(
+        "--accumulate",
+        type=cli.positive_int,
+        default=1,
+        help="compute each batch in so many parts: less memory, the same gradient",
+    )
     recipe.add_argument("--optimizer", choices=("sgd", "adamw"), help="default: sgd (demo: adamw)")
-    recipe.add_argument("--lr", type=cli.positive_float, help="default: 0.005 (adamw: 0.001)")
+    recipe.add_argument(
+        "--lr", type=cli.positive_float, help="default: 0.005 for 4 images per step (adamw: 0.001)"
+    )
     recipe.add_argument("--momentum", type=cli.fraction, default=0.9, help="of SGD")
     recipe.add_argument(
         "--weight-decay", type=cli.non_negative_float, help="default: 0.0005 (adamw: 0.01)"
@@ -188,6 +103,24 @@ def build_parser() -> argparse.ArgumentParser:
         help="steps of linear warm-up, at most one epoch",
     )
     recipe.add_argument(
+        "--clip-norm",
+        type=cli.non_negative_float,
+        default=0.0,
+        help="largest norm of the gradient; 0: unlimited",
+    )
+    recipe.add_argument(
+        "--ema-decay",
+        type=cli.fraction,
+        default=0.0,
+        help="validate and keep a moving average of the weights, for instance 0.999; 0: none",
+    )
+    recipe.add_argument(
+        "--patience",
+        type=cli.non_negative_int,
+        default=0,
+        help="end after so many epochs without a better map; 0: never",
+    )
+    recipe.add_argument(
         "--amp",
         choices=("off", "bf16", "fp16", "auto"),
         help="half precision of the heavy layers, boxes and losses staying FP32; auto: the one the "
@@ -197,6 +130,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--crop-probability",
         type=cli.fraction,
         help="how often a random part of an image is trained on (default: 0; demo: 0.5)",
+    )
+    recipe.add_argument(
+        "--color-jitter",
+        type=cli.fraction,
+        default=COLOR_JITTER,
+        help="largest relative change of brightness, contrast and saturation",
     )
     run = parser.add_argument_group("run")
     run.add_argument(
@@ -208,7 +147,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare(args: argparse.Namespace) -> Run:
+def _batch_size(text: str) -> int | None:
+    return None if text == "auto" else cli.positive_int(text)
+
+
+def _prepare(args: argparse.Namespace, ranks: "Ranks") -> Run:
     """Everything that can be wrong with the arguments and the data, before anything is written."""
     if args.resume and args.overwrite:
         raise UserError("--resume", "contradicts --overwrite", "give one of them")
@@ -220,16 +163,17 @@ def _prepare(args: argparse.Namespace) -> Run:
     start_from = _load_start(args, train_split)
     if start_from is not None:
         architecture = start_from.architecture
-    elif args.architecture is not None:
-        architecture = args.architecture
-    else:
-        is_demo = data_path.resolve() == paths.DEMO
-        architecture = models.DEMO if is_demo else "fasterrcnn_resnet50_fpn"
-    if start_from is not None:
         transform = start_from.model.transform
         min_size, max_size = transform.min_size[-1], transform.max_size
     else:
+        is_demo = data_path.resolve() == paths.DEMO
+        default = models.DEMO if is_demo else "fasterrcnn_resnet50_fpn"
+        architecture = args.architecture or default
         min_size, max_size = models.input_size(architecture, args.min_size, args.max_size)
+    if args.multi_scale and max(args.multi_scale) > max_size:
+        what = f"above the longest side, {max_size} px"
+        raise UserError(f"--multi-scale {max(args.multi_scale)}", what, "raise --max-size")
+    _examine(args, data_path, architecture, (min_size, max_size), ranks)
     is_default_output = args.output.resolve() == paths.MODELS
     return Run(
         architecture=architecture,
@@ -264,30 +208,45 @@ def _load_start(args: argparse.Namespace, train_split: coco.CocoSplit) -> models
     return loaded
 
 
-def _recipe(args: argparse.Namespace, run: Run, device: "torch.device") -> "Recipe":
+def _recipe(args: argparse.Namespace, run: Run, ranks: "Ranks") -> "Recipe":
     from common.fastpath import native_amp
-    from phase1_training.engine import Recipe
+    from phase1_training.recipe import Recipe
 
     is_demo = run.architecture == models.DEMO
     amp = args.amp or ("auto" if is_demo else "off")
     optimizer = args.optimizer or ("adamw" if is_demo else "sgd")
-    steps_per_epoch = -(-len(run.train.records) // args.batch_size)
+    batch_size = args.batch_size or BATCH_SIZE
+    steps_per_epoch = -(-len(run.train.records) // (batch_size * ranks.size))
     return Recipe(
         epochs=args.epochs or EPOCHS[is_demo],
-        batch_size=args.batch_size,
+        batch_size=batch_size,
+        accumulate=args.accumulate,
         optimizer=optimizer,
-        learning_rate=args.lr or LEARNING_RATE[optimizer],
+        learning_rate=args.lr or _default_learning_rate(optimizer, batch_size * ranks.size),
         momentum=args.momentum,
         weight_decay=(WEIGHT_DECAY[optimizer] if args.weight_decay is None else args.weight_decay),
         schedule=args.schedule or ("cosine" if is_demo else "step"),
         step_size=args.step_size,
         gamma=args.gamma,
         warmup_steps=min(args.warmup_steps, steps_per_epoch),
-        amp=native_amp(device) if amp == "auto" else amp,
+        clip_norm=args.clip_norm,
+        ema_decay=args.ema_decay,
+        trainable_stages=args.trainable_stages,
+        patience=args.patience,
+        amp=native_amp(ranks.device) if amp == "auto" else amp,
+        min_sizes=tuple(args.multi_scale or (run.min_size,)),
+        color_jitter=args.color_jitter,
         crop_probability=(
             CROP_PROBABILITY[is_demo] if args.crop_probability is None else args.crop_probability
         ),
     )
+
+
+def _default_learning_rate(optimizer: str, images_per_step: int) -> float:
+    """Of SGD in proportion to the images per step (Goyal et al. 2017,
+    https://arxiv.org/abs/1706.02677)."""
+    scale = images_per_step / BATCH_SIZE if optimizer == "sgd" else 1.0
+    return LEARNING_RATE[optimizer] * scale
 
 
 def _require_writable(folder: Path) -> None:
@@ -300,21 +259,62 @@ def _require_writable(folder: Path) -> None:
         raise UserError(folder, what, "choose another --output") from None
 
 
+def _examine(
+    args: argparse.Namespace,
+    data_path: Path,
+    architecture: str,
+    sizes: tuple[int, int],
+    ranks: "Ranks",
+) -> None:
+    """Looks at the data as check_data.py does; what it finds is told, an error ends the run."""
+    from phase1_training import data_doctor
+
+    if ranks.is_main:
+        report = data_doctor.examine(
+            data_path,
+            architecture=architecture,
+            min_size=sizes[0],
+            max_size=sizes[1],
+            workers=max(1, args.workers),
+            cache=paths.METRICS / "data_cache.json",
+        )
+        for line in data_doctor.summary_lines(report):
+            log.info("%s", line)
+    ranks.barrier()
+
+
 def _run(args: argparse.Namespace) -> None:
-    run = _prepare(args)
-    device = environment.select_device(args.device)
-    if args.amp == "fp16" and device.type == "cpu":
+    from phase1_training import distributed
+
+    with distributed.join(args.device) as ranks:
+        _train(args, ranks)
+
+
+def _train(args: argparse.Namespace, ranks: "Ranks") -> None:
+    if args.amp == "fp16" and ranks.device.type == "cpu":
         raise UserError("--amp fp16", "needs a GPU", "use --amp bf16 or off")
-    recipe = _recipe(args, run, device)
+    run = _prepare(args, ranks)
+    recipe = _recipe(args, run, ranks)
     for folder in (run.output, run.metrics):
         _require_writable(folder)
-    log.info(environment.summary_line(str(device)))
+    from phase1_training import training_run
+
+    log.info(environment.summary_line(str(ranks.device)))
+    if args.batch_size is None:
+        args.batch_size = training_run.fitting_batch_size(run, recipe, ranks, resume=args.resume)
+        recipe = _recipe(args, run, ranks)
     log.info(
-        "%s on %d images of %d classes (%d val images), %d epochs of batch %d, amp %s",
+        "%s on %d images of %d classes (%d val images), %d epochs of batch %d, lr %g, amp %s",
         *(run.architecture, len(run.train.records), len(run.train.class_names)),
-        *(len(run.val.records), recipe.epochs, recipe.batch_size, recipe.amp),
+        *(len(run.val.records), recipe.epochs, recipe.batch_size * ranks.size),
+        *(recipe.learning_rate, recipe.amp),
     )
-    report = train(run, recipe, device, resume=args.resume)
+    report = training_run.train(run, recipe, ranks.device, ranks, resume=args.resume)
+    if ranks.is_main:
+        _tell_result(run, report)
+
+
+def _tell_result(run: Run, report: dict) -> None:
     best = report["best"]
     log.info(
         "Best: epoch %d, map %.3f, map_50 %.3f (%.0f s of training)",

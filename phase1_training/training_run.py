@@ -1,0 +1,256 @@
+"""A whole run: epochs, validation, checkpoints, and how it is stopped and continued.
+
+The order of the files makes every moment safe to be killed in: last.pth tells of an epoch only
+after best_model.pth has been written for it, and the report only of what last.pth can continue.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import artifacts, cli, environment, models
+from common.cli import log
+from common.stop_signal import StopSignal
+from phase1_training import memory, plots, run_files
+from phase1_training.batch_plan import distinct_shapes
+from phase1_training.distributed import Ranks
+from phase1_training.engine import EpochResult, Trainer
+from phase1_training.loading import Batch, TrainingLoader
+from phase1_training.recipe import Recipe, set_trainable_stages
+from phase1_training.run_files import Run
+from phase1_training.tensorboard_log import TensorBoardLog
+from phase1_training.validation import Validation, validate
+
+SAVE_INTERVAL_S = 600.0  # within an epoch; a run that is killed loses no more than this
+
+
+def train(
+    run: Run, recipe: Recipe, device: torch.device, ranks: Ranks, *, resume: bool
+) -> dict[str, Any]:
+    """Trains from the start or from last.pth and returns the content of training.json.
+
+    Raises:
+        UserError: see `Trainer.train_epoch` and `run_files.checkpoint_to_continue`.
+        KeyboardInterrupt, Terminated: stopped by a signal; the run is saved before.
+    """
+    environment.seed_everything(run.seed)
+    checkpoint = run_files.checkpoint_to_continue(run, recipe, ranks) if resume else None
+    model = _build(run, recipe, resume).to(device)
+    loader = TrainingLoader(
+        run.train,
+        batch_size=recipe.batch_size,
+        min_sizes=recipe.min_sizes,
+        max_size=run.max_size,
+        crop_probability=recipe.crop_probability,
+        color_jitter=recipe.color_jitter,
+        seed=run.seed,
+        workers=run.workers,
+        pin_memory=device.type == "cuda",
+        rank=ranks.rank,
+        world_size=ranks.size,
+    )
+    steps_per_epoch = -(-len(run.train.records) // (recipe.batch_size * ranks.size))
+    trainer = Trainer(model, recipe, device, steps_per_epoch, ranks=ranks, folder=run.metrics)
+    history: list[dict[str, Any]] = []
+    if checkpoint is not None:
+        trainer.load_state_dict(checkpoint["state"])
+        history = checkpoint["history"]
+        if run_files.is_finished(run, recipe, history):
+            log.info("The run is finished: nothing is changed")
+            return artifacts.read_json(run.metrics / "training.json")
+        log.info("Continuing after %s", _position(trainer, history, steps_per_epoch))
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignal())
+        board = None
+        if ranks.is_main:
+            folder = run.output / "tensorboard"
+            board = stack.enter_context(TensorBoardLog(folder, steps_done=trainer.steps_done))
+            if checkpoint is None:
+                board.settings(asdict(recipe))
+        return _Session(run, trainer, loader, history, stop, board).go_on()
+
+
+def fitting_batch_size(run: Run, recipe: Recipe, ranks: Ranks, *, resume: bool) -> int:
+    """For --batch-size auto: as many images as the memory of every rank holds; a continued run
+    keeps what its beginning had."""
+    if resume:
+        checkpoint = run_files.load_last(run)
+        return checkpoint["settings"]["batch_size"]
+    shapes = distinct_shapes(
+        run.train, batch_size=1, min_sizes=recipe.min_sizes, max_size=run.max_size
+    )
+    boxes = max(len(record.labels) for record in run.train.records)
+    model = _build(run, recipe, resume=False)
+    fitting = memory.largest_batch_size(model, recipe, ranks, shapes[-1], boxes)
+    fitting = min(fitting for (fitting,) in ranks.gather([fitting]))
+    log.info("--batch-size auto: %d images of %dx%d px fit", fitting, shapes[-1][1], shapes[-1][0])
+    return fitting
+
+
+def _build(run: Run, recipe: Recipe, resume: bool) -> Any:
+    """A new model, the one of `start_from`, or the one a run is continued with."""
+    if resume:
+        return models.load_model(run.output / "last.pth", torch.device("cpu")).model
+    if run.start_from is not None:
+        model = run.start_from.model
+    else:
+        model = models.build_model(
+            run.architecture,
+            len(run.train.class_names) + 1,
+            weights=run.weights,
+            min_size=run.min_size,
+            max_size=run.max_size,
+        )
+    if recipe.trainable_stages is not None:
+        set_trainable_stages(model, recipe.trainable_stages)
+    return model
+
+
+def _position(trainer: Trainer, history: list[dict[str, Any]], steps_per_epoch: int) -> str:
+    totals = trainer.totals
+    if totals.epoch == len(history) + 1 and totals.step:
+        return f"step {totals.step} of {steps_per_epoch} of epoch {totals.epoch}"
+    return f"epoch {len(history)}"
+
+
+class _Session:
+    """The loop over the epochs, with the state it shares with the signal and the checkpoints."""
+
+    def __init__(
+        self,
+        run: Run,
+        trainer: Trainer,
+        loader: TrainingLoader,
+        history: list[dict[str, Any]],
+        stop: StopSignal,
+        board: TensorBoardLog | None,
+    ):
+        self.run, self.trainer, self.loader = run, trainer, loader
+        self.history, self.stop = history, stop
+        self.ranks, self.recipe = trainer.ranks, trainer.recipe
+        self.saved_at = time.monotonic()
+        self.board = board
+
+    def go_on(self) -> dict[str, Any]:
+        report = run_files.report(self.run, self.trainer, self.history)
+        if self.history and self.ranks.is_main:
+            run_files.write_metrics(self.run, report)
+        for epoch in range(len(self.history) + 1, self.recipe.epochs + 1):
+            if run_files.stopped_early(self.history, self.recipe.patience):
+                log.info("No better map for %d epochs: the run ends", self.recipe.patience)
+                break
+            report = self._epoch(epoch)
+        if self.ranks.is_main:
+            run_files.save(
+                self.run, "trained_model.pth", self.trainer.evaluated_model(), self.recipe, report
+            )
+        self.ranks.barrier()
+        return report
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        trainer, recipe = self.trainer, self.recipe
+        if trainer.totals.epoch != epoch:
+            trainer.start_epoch(epoch)
+        batches = self.loader.epoch(epoch, first_batch=trainer.totals.step)
+        left = trainer.steps_per_epoch - trainer.totals.step
+        label = f"epoch {epoch}/{recipe.epochs}"
+        if self.ranks.is_main and self.trainer.steps_done == 0:
+            batches = self._with_picture(batches)
+        trainer.train_epoch(cli.progress(batches, total=left, label=label), self._after_step)
+        result = trainer.finish_epoch()
+        self._save_last()  # a run killed while it validates has lost nothing
+        model = trainer.evaluated_model()
+        val = validate(model, self.run.val, trainer.device, ranks=self.ranks)
+        row = _epoch_row(epoch, result, val)
+        report = run_files.report(self.run, trainer, [*self.history, row])
+        if self.ranks.is_main and report["best"]["epoch"] == epoch:
+            run_files.save(self.run, "best_model.pth", model, recipe, report)
+        self.history.append(row)
+        self._save_last()
+        if self.ranks.is_main:
+            self._tell(report, row, val)
+        self._stop_if_asked()
+        return report
+
+    def _with_picture(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Draws the first batch: a person sees wrong boxes before the first epoch is over."""
+        for index, batch in enumerate(batches):
+            if index == 0:
+                path = self.run.metrics / "training_batch.png"
+                names = [Path(name).name for name in batch.paths]
+                classes = self.run.train.class_names
+                plots.training_batch(
+                    batch.images, batch.sizes, batch.targets, classes, path, titles=names
+                )
+                self.board.picture("training batch", path, 0)
+            yield batch
+
+    def _tell(self, report: dict[str, Any], row: dict[str, Any], val: Validation) -> None:
+        run_files.write_metrics(self.run, report)
+        log.info(
+            "epoch %d/%d: loss %.3f, val loss %.3f, map %.3f, map_50 %.3f (%.1f images/s, %.0f s)",
+            *(row["epoch"], self.recipe.epochs, row["train_loss"], row["val"]["loss"]),
+            *(row["val"]["map"], row["val"]["map_50"], row["images_per_s"], row["seconds"]),
+        )
+        steps, metrics = self.trainer.steps_done, self.run.metrics
+        self.board.epoch(steps, row, peak_memory_mib=report["peak_memory_mib"])
+        plots.training_curves(report["epochs"], metrics / "training_curves.png")
+        if report["best"]["epoch"] == row["epoch"]:
+            path = metrics / "val_predictions.png"
+            plots.predictions_grid(self.run.val, val.detections, path)
+            self.board.picture("validation predictions", path, steps)
+            plots.per_class_ap(self.run.val, val.scores["per_class"], metrics / "per_class_ap.png")
+
+    def _after_step(self, losses: Mapping[str, torch.Tensor]) -> None:
+        """Saves when it is time or a signal asks for it; all ranks do so after the same step."""
+        if self.board is not None:
+            rate = self.trainer.optimizer.param_groups[0]["lr"]
+            self.board.step(self.trainer.steps_done, losses, rate)
+        due = time.monotonic() - self.saved_at > SAVE_INTERVAL_S
+        if self.ranks.any(due or self.stop.received is not None):
+            self._save_last()
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self.ranks.any(self.stop.received is not None):
+            command = environment.command_line().replace(" --overwrite", "")
+            if self.ranks.is_main:
+                log.warning("Stopped. Continue with: %s --resume", command.replace(" --resume", ""))
+            self.stop.raise_received()
+            raise cli.Terminated  # another rank was asked
+
+    def _save_last(self) -> None:
+        state = self.trainer.state_dict()
+        if self.ranks.is_main:
+            report = run_files.report(self.run, self.trainer, self.history)
+            run_files.save(
+                self.run,
+                "last.pth",
+                self.trainer.model,
+                self.recipe,
+                report,
+                keep_previous=True,
+                state=state,
+                ranks=self.ranks.size,
+            )
+        self.saved_at = time.monotonic()
+
+
+def _epoch_row(epoch: int, result: EpochResult, val: Validation) -> dict[str, Any]:
+    scores = {key: val.scores[key] for key in ("map", "map_50", "map_75", "per_class")}
+    return {
+        "epoch": epoch,
+        "train_loss": result.train_loss,
+        "losses": result.losses,
+        "val": {**scores, "loss": val.losses["loss"], "losses": val.losses},
+        "learning_rate": result.learning_rate,
+        "skipped_steps": result.skipped_steps,
+        "parts": result.parts,
+        "seconds": result.seconds,
+        "images_per_s": result.images / result.seconds,
+    }
