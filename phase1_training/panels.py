@@ -32,7 +32,7 @@ FONTS = (  # the first has no Chinese, Japanese or Korean; the others are used w
     *("Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC"),
     *("Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS"),
 )
-LETTER_WIDTH = 0.018  # of a panel
+LETTER_WIDTH = 0.018  # of the longer side of a picture
 PICTURE_SIDE = 640  # pixels; larger pictures are thinned out before they are drawn
 
 
@@ -112,10 +112,13 @@ def draw_box(
     if not name:
         return
     height, width = size
+    text_width = LETTER_WIDTH * len(name) * max(width, height)
+    fits = x1 + text_width <= width
     axis.text(
-        max(0, min(x1, width * (1 - LETTER_WIDTH * len(name)))),
+        x1 if fits else width,
         y1,
         name,
+        ha="left" if fits else "right",
         va="top" if y1 < 0.08 * height else "bottom",
         color="white" if color in (BLUE, VERMILION, GREY) else "black",
         fontsize=7,

@@ -55,15 +55,14 @@ def training_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     Args:
         history: one row per epoch: `epoch`, `train_loss`, `losses` by torchvision's names,
-            `learning_rate`, and `val` with `map`, `map_50` and, where it was measured, `losses`
-            (torchvision's names and `loss`, their sum).
+            `learning_rate`, and `val` with `map`, `map_50` and `losses` (torchvision's names and
+            `loss`, their sum).
     """
     with new_figure(path, figsize=(14, 7)) as figure:
         grid = figure.add_gridspec(2, 12)
         total, scores, rate = (figure.add_subplot(grid[0, 4 * i : 4 * i + 4]) for i in range(3))
         _loss_curves(total, history, [row["train_loss"] for row in history], "loss")
         total.set_title("Total loss")
-        total.legend()
         _score_curves(scores, history)
         epochs = [row["epoch"] for row in history]
         rate.plot(epochs, [row["learning_rate"] for row in history], ".-", color=PURPLE)
@@ -71,26 +70,26 @@ def training_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         for column, name in enumerate(history[0]["losses"]):
             axis = figure.add_subplot(grid[1, 3 * column : 3 * column + 3])
             _loss_curves(axis, history, [row["losses"][name] for row in history], name)
-            axis.set_title(LOSS_TITLES.get(name, name))
+            axis.set_title(LOSS_TITLES[name])
         for axis in figure.axes:
             axis.margins(y=0.12)
             axis.set(xlabel="epoch", ylim=(0, 1 if axis is scores else None))
-            for line in axis.lines[: 2 if len(history) > MARKED_EPOCHS else 0]:
-                line.set_marker("")
             axis.grid(alpha=0.3)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
             axis.spines[["top", "right"]].set_visible(False)
+            for line in axis.lines[: 2 if len(history) > MARKED_EPOCHS else 0]:
+                line.set_marker("")
+        total.legend()
+        scores.legend()
 
 
 def _loss_curves(
     axis: Axes, history: Sequence[Mapping[str, Any]], train: Sequence[float], name: str
 ) -> None:
-    axis.plot([row["epoch"] for row in history], train, ".-", color=BLUE, label="training")
-    measured = [row for row in history if "losses" in row["val"]]
-    if measured:
-        values = [row["val"]["losses"][name] for row in measured]
-        epochs = [row["epoch"] for row in measured]
-        axis.plot(epochs, values, "x--", color=VERMILION, label="validation")
+    epochs = [row["epoch"] for row in history]
+    axis.plot(epochs, train, ".-", color=BLUE, label="training")
+    validation = [row["val"]["losses"][name] for row in history]
+    axis.plot(epochs, validation, "x--", color=VERMILION, label="validation")
 
 
 def _score_curves(axis: Axes, history: Sequence[Mapping[str, Any]]) -> None:
@@ -99,15 +98,9 @@ def _score_curves(axis: Axes, history: Sequence[Mapping[str, Any]]) -> None:
         axis.plot(epochs, [row["val"][key] for row in history], ".-", color=color, label=label)
     best = max(history, key=lambda row: row["val"]["map"])
     label = f"best: {best['val']['map']:.3f} in epoch {best['epoch']}"
-    style: dict[str, Any] = {
-        "color": ORANGE,
-        "markersize": 15,
-        "markeredgecolor": "black",
-        "label": label,
-    }
-    axis.plot(best["epoch"], best["val"]["map"], "*", **style)
+    star = axis.plot(best["epoch"], best["val"]["map"], "*", color=ORANGE, label=label)[0]
+    star.set(markersize=15, markeredgecolor="black", clip_on=False)
     axis.set_title("mAP on the validation images")
-    axis.legend()
 
 
 # --- average precision per class --------------------------------------------------------------

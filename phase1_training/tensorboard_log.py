@@ -97,13 +97,13 @@ class TensorBoardLog:
         peak_memory_mib: float | None = None,
     ) -> None:
         """A row of training.json: `epoch`, `train_loss`, `losses`, `learning_rate`,
-        `images_per_s`, and `val` with the means and, where it was measured, `losses`."""
+        `images_per_s`, and `val` with the means and its own `losses`."""
         scalars = {
             "epoch": row["epoch"],
             "train/loss": row["train_loss"],
             **{f"train/{name}": value for name, value in row["losses"].items()},
             **{f"val/{name}": row["val"][name] for name in ("map", "map_50", "map_75")},
-            **{f"val/{name}": value for name, value in row["val"].get("losses", {}).items()},
+            **{f"val/{name}": value for name, value in row["val"]["losses"].items()},
             "learning_rate": row["learning_rate"],
             "images_per_s": row["images_per_s"],
         }
