@@ -3,9 +3,9 @@
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -146,23 +146,94 @@ def provenance(schema: str, device: str, inputs: Sequence[Path] = ()) -> dict[st
     }
 
 
-def save_checkpoint(path: Path, checkpoint: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: Path,
+    checkpoint: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    *,
+    keep_previous: bool = False,
+) -> None:
     """Writes tensors and plain values to `path` and `summary` with the sha256 to its sidecar.
+
+    Whenever the process dies, a whole checkpoint is at `path`, and a sidecar beside it only if it
+    is its own.
+
+    Args:
+        keep_previous: the checkpoint that was there stays as NAME.previous.pth, with its sidecar.
 
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
     """
-    import torch
-
     path = Path(path)
-    buffer = io.BytesIO()  # torch hides a full disk behind a RuntimeError of changing text
-    torch.save(dict(checkpoint), buffer)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        _require_space(path, checkpoint)
+        _write_checkpoint(temporary, checkpoint)
+        digest = sha256(temporary)
+        if keep_previous and path.exists():
+            _keep(path, previous_checkpoint(path))
         # Killed between the two files, no sidecar is better than one of the older checkpoint.
         sidecar(path).unlink(missing_ok=True)
-    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
     write_json(sidecar(path), {**summary, "file": path.name, "sha256": digest})
+
+
+def _require_space(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Refuses what is sure not to fit, before the disk is full for everybody else."""
+    needed, disk = sum(_storage_bytes(checkpoint).values()), shutil.disk_usage(path.parent)
+    if disk.total and needed > disk.free:  # some network disks tell zeros only
+        what = f"needs {needed / 2**20:.1f} MiB, {disk.free / 2**20:.1f} MiB are free"
+        raise UserError(path, what, "free some space there")
+
+
+def _storage_bytes(value: Any) -> dict[int, int]:
+    """Bytes of all tensors in `value`, by the memory they are in: shared memory is saved once."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        storage = value.untyped_storage()
+        return {storage.data_ptr(): storage.nbytes()}
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list | tuple):
+        return {}
+    return {key: size for item in value for key, size in _storage_bytes(item).items()}
+
+
+def _write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
+    """Straight to the disk, tensor by tensor: no second copy of all weights in memory."""
+    import torch
+
+    try:
+        with open(path, "wb") as file:
+            torch.save(dict(checkpoint), file)
+            file.flush()
+            os.fsync(file.fileno())  # slow, so before the older checkpoint is touched
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # closing the archive failed after the disk did
+            raise error.__context__ from None
+        raise
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Lets `previous` be the checkpoint at `path`, which stays there, too; each with its sidecar.
+
+    Both names lead to the same bytes until `path` is replaced.
+    """
+    sidecar(previous).unlink(missing_ok=True)  # it is of another checkpoint
+    for file, kept in ((path, previous), (sidecar(path), sidecar(previous))):
+        if file.exists():
+            temporary = kept.with_name(f".tmp-{os.getpid()}-{kept.name}")
+            try:
+                os.link(file, temporary)
+            except OSError:  # no hard links here: for a moment there is the kept one only
+                os.replace(file, kept)
+            else:
+                os.replace(temporary, kept)
+                temporary.unlink(missing_ok=True)  # if `kept` was that file already
+
+
+def previous_checkpoint(path: Path) -> Path:
+    """last.pth -> last.previous.pth."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -170,25 +241,39 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         UserError: the file is missing, damaged, differs from the sha256 beside it, or is no
-            checkpoint of this project.
+            checkpoint of this project. Names the previous one where it was kept.
     """
     import torch
 
     path = Path(path)
     if not path.is_file():
         what = "not a file" if path.exists() else "no such file"
-        raise UserError(path, what, "train one with: python phase1_training/train.py")
+        remedy = _go_back(path, "train one with: python phase1_training/train.py")
+        raise UserError(path, what, remedy)
     recorded = read_json(sidecar(path)).get("sha256") if sidecar(path).is_file() else None
     if recorded is not None and recorded != sha256(path):
-        raise UserError(path, "differs from the sha256 in its .json", "restore it or train again")
+        remedy = _go_back(path, "restore it or train again")
+        raise UserError(path, "differs from the sha256 in its .json", remedy)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises six kinds for damaged or foreign files
         reason = "not a checkpoint, damaged, or holds code that is never executed"
-        raise UserError(path, reason, "give a .pth written by phase1_training") from error
+        remedy = _go_back(path, "give a .pth written by phase1_training")
+        raise UserError(path, reason, remedy) from error
     if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
         raise UserError(path, "not a checkpoint of this project", "give one by phase1_training")
     return checkpoint
+
+
+def _go_back(path: Path, otherwise: str) -> str:
+    """How to mend a lost or damaged checkpoint."""
+    previous = previous_checkpoint(path)
+    if not previous.is_file():
+        return otherwise
+    return (
+        f"go back to the one before it: delete {path.name} and {sidecar(path).name}, rename "
+        f"{previous.stem}.* to {path.stem}.*"
+    )
 
 
 def sidecar(path: Path) -> Path:

@@ -265,11 +265,13 @@ def save_model(
     class_names: Sequence[str],
     category_ids: Sequence[int],
     summary: Mapping[str, Any],
+    keep_previous: bool = False,
     **extra: Any,
 ) -> None:
     """Writes a checkpoint (tensors and plain values only) and `summary` with its sha256 beside it.
 
-    `extra` goes into the checkpoint as it is, for instance the optimizer's state.
+    `extra` goes into the checkpoint as it is, for instance the optimizer's state. With
+    `keep_previous` the checkpoint that was there stays as NAME.previous.pth.
     """
     from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -286,7 +288,7 @@ def save_model(
         "model_state_dict": model.state_dict(),
         **extra,
     }
-    artifacts.save_checkpoint(path, checkpoint, summary)
+    artifacts.save_checkpoint(path, checkpoint, summary, keep_previous=keep_previous)
 
 
 def load_model(path: Path | None, device: "torch.device") -> LoadedModel:
