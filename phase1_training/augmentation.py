@@ -6,32 +6,8 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from common.models import resized_size
-
-COLOR_JITTER = 0.2  # relative change of brightness, contrast and saturation
 SMALLEST_CROP = 0.6  # of the image's height and width
 MIN_VISIBLE = 0.2  # boxes of which less is left inside a crop are dropped
-
-
-def train_transform(min_size: int, max_size: int, crop_probability: float) -> v2.Compose:
-    """Crop, resize, flip and colour jitter of a (image, target) pair of `COCODataset`.
-
-    Args:
-        min_size, max_size: the model's resize, in pixels.
-        crop_probability: how often a random part of the image is taken.
-
-    Returns:
-        A transform that returns plain tensors: the image uint8 (3, H, W).
-    """
-    return v2.Compose(
-        [
-            RandomPart(crop_probability),
-            ResizeForModel(min_size, max_size),
-            v2.RandomHorizontalFlip(0.5),
-            v2.ColorJitter(COLOR_JITTER, COLOR_JITTER, COLOR_JITTER),
-            v2.ToPureTensor(),
-        ]
-    )
 
 
 class TrainTransform:
@@ -39,16 +15,14 @@ class TrainTransform:
 
     Args:
         crop_probability: how often a random part of the image is taken.
+        color_jitter: largest relative change of brightness, contrast and saturation.
     """
 
-    def __init__(self, crop_probability: float):
+    def __init__(self, crop_probability: float, color_jitter: float):
         self.random_part = RandomPart(crop_probability)
-        self.flip_and_colour = v2.Compose(
-            [
-                v2.RandomHorizontalFlip(0.5),
-                v2.ColorJitter(COLOR_JITTER, COLOR_JITTER, COLOR_JITTER),
-            ]
-        )
+        flip = v2.RandomHorizontalFlip(0.5)
+        colour = v2.ColorJitter(color_jitter, color_jitter, color_jitter)
+        self.flip_and_colour = v2.Compose([flip, colour] if color_jitter else [flip])
 
     def __call__(
         self, image: tv_tensors.Image, target: dict[str, Any], size: tuple[int, int]
@@ -104,19 +78,3 @@ class RandomPart(torch.nn.Module):
 def _areas(boxes: torch.Tensor) -> torch.Tensor:
     sides = (boxes[:, 2:] - boxes[:, :2]).as_subclass(torch.Tensor)
     return sides.prod(dim=1)
-
-
-class ResizeForModel(v2.Transform):
-    """Resizes image and boxes as the model would, in the loader and on 8-bit pixels: everything
-    after it, colour jitter above all, works on fewer pixels, and less is copied to the device."""
-
-    def __init__(self, min_size: int, max_size: int):
-        super().__init__()
-        self.min_size, self.max_size = min_size, max_size
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = v2.functional.get_size(flat_inputs[0])
-        return {"size": list(resized_size(height, width, self.min_size, self.max_size))}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return v2.functional.resize(inpt, params["size"], antialias=False)  # as the model does
