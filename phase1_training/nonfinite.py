@@ -15,6 +15,7 @@ from phase1_training.loading import Batch
 CHECK_EVERY = {"cpu": 1, "cuda": 10, "mps": 10}  # steps; reading a flag waits for a GPU
 MAX_IN_A_ROW = 5  # skipped steps before the run ends
 SHOWN_IMAGES = 8
+REMEDY = "lower --lr, raise --warmup-steps, give --clip-norm 10, or use --amp off"
 MAX_SAVED = 5  # bad batches kept on disk
 
 
@@ -105,18 +106,17 @@ class StepMonitor:
             for name, norm in zip(self.names, step.gradient_norms.tolist(), strict=True)
             if not torch.isfinite(torch.tensor(norm))
         ]
-        images = ", ".join(step.batch.paths[:SHOWN_IMAGES])
+        images = ", ".join(paths.display(Path(p)) for p in step.batch.paths[:SHOWN_IMAGES])
         saved = self.folder / f"bad_batch_epoch{step.epoch}_step{step.step}.pth"
         where = f"epoch {step.epoch}, step {step.step}"
-        what = f"{', '.join(culprits) or 'a gradient'} is not a finite number"
+        what = f"{' and '.join(culprits) or 'a gradient'} is not a finite number"
         first = f"; first parameter without a finite gradient: {bad[0]}" if bad else ""
         log.warning("%s: %s%s. Step skipped. Images: %s", where, what, first, images)
         if self.skipped <= MAX_SAVED:
             _save_batch(saved, step)
             log.warning("The batch is in %s", paths.display(saved))
         if self.in_a_row >= MAX_IN_A_ROW:
-            remedy = "lower --lr, raise --warmup-steps, give --clip-norm 10, or use --amp off"
-            raise UserError(where, f"{what}, {MAX_IN_A_ROW} steps in a row", remedy)
+            raise UserError(where, f"{what}, {MAX_IN_A_ROW} steps in a row", REMEDY)
 
 
 def _save_batch(path: Path, step: _Step) -> None:

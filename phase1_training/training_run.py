@@ -5,6 +5,7 @@ after best_model.pth has been written for it, and the report only of what last.p
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -14,9 +15,9 @@ from typing import Any
 import torch
 
 from common import artifacts, cli, environment, models
-from common.cli import log
+from common.cli import UserError, log
 from common.stop_signal import StopSignal
-from phase1_training import memory, plots, run_files
+from phase1_training import memory, nonfinite, plots, run_files
 from phase1_training.batch_plan import distinct_shapes
 from phase1_training.distributed import Ranks
 from phase1_training.engine import EpochResult, Trainer
@@ -163,9 +164,13 @@ class _Session:
             batches = self._with_picture(batches)
         trainer.train_epoch(cli.progress(batches, total=left, label=label), self._after_step)
         result = trainer.finish_epoch()
-        self._save_last()  # a run killed while it validates has lost nothing
+        if not trainer.monitor.in_a_row:
+            self._save_last()  # a run killed while it validates has lost nothing
         model = trainer.evaluated_model()
         val = validate(model, self.run.val, trainer.device, ranks=self.ranks)
+        if not math.isfinite(val.losses["loss"]):
+            what = "the loss on the validation images is no finite number: the model has diverged"
+            raise UserError(label, what, nonfinite.REMEDY)
         row = _epoch_row(epoch, result, val)
         report = run_files.report(self.run, trainer, [*self.history, row])
         if self.ranks.is_main and report["best"]["epoch"] == epoch:

@@ -1,0 +1,254 @@
+"""Stopping a run at any moment and continuing it: the same weights, the same log."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import artifacts, cli, models
+from common.models import load_model
+from phase1_training import run_files
+from tests.coco_data import write_shapes
+from tests.training_runs import (
+    arguments,
+    checksums,
+    copy_of,
+    equal,
+    error_of,
+    metrics,
+    run_training,
+    weights,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+AVERAGED = ["--epochs", 2, "--ema-decay", 0.9, "--multi-scale", "48,64", "--clip-norm", 5]
+KILL_AT_STEP = """
+import os, signal, sys
+from phase1_training import train, training_run
+training_run.SAVE_INTERVAL_S = 0  # after every step
+made = training_run._Session._after_step
+def killed_at(session, losses):
+    made(session, losses)
+    if session.trainer.steps_done == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+training_run._Session._after_step = killed_at
+raise SystemExit(train.main(sys.argv[1:]))
+"""
+
+
+def killed_in_the_second_epoch(data: Path, output: Path, *more: object) -> None:
+    """Ended by SIGKILL after step 5 of 6, two steps into the second epoch."""
+    command = [sys.executable, "-c", KILL_AT_STEP, *arguments(data, output, *more)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.fixture(scope="module")
+def averaged(shapes, tmp_path_factory) -> Path:
+    """Two epochs in one go, with every part of the recipe that has a state."""
+    output = tmp_path_factory.mktemp("averaged")
+    assert run_training(shapes, output, *AVERAGED) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def killed(shapes, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("killed")
+    killed_in_the_second_epoch(shapes, output, *AVERAGED)
+    return output
+
+
+# --- continuing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_within_an_epoch_continues_bit_for_bit(
+    averaged, killed, shapes, tmp_path, capsys, workers
+):
+    output = tmp_path / "continued"
+    if workers == 0:
+        copy_of(killed, output)
+    else:
+        killed_in_the_second_epoch(shapes, output, *AVERAGED, "--workers", workers)
+    assert len(metrics(output)) == 1
+    assert run_training(shapes, output, *AVERAGED, "--workers", workers, "--resume") == 0
+    assert "Continuing after step 2 of 3 of epoch 2" in capsys.readouterr().out
+    for name in ("last", "best_model", "trained_model"):
+        assert equal(weights(output / f"{name}.pth"), weights(averaged / f"{name}.pth")), name
+    assert (output / "training_log.csv").read_bytes() == (
+        averaged / "training_log.csv"
+    ).read_bytes()
+    assert metrics(output) == metrics(averaged)
+    ours, theirs = (artifacts.load_checkpoint(f / "last.pth")["state"] for f in (output, averaged))
+    assert same_values(ours["optimizer"]["state"], theirs["optimizer"]["state"])
+    assert same_values(ours["ema"], theirs["ema"])
+    assert same_values(ours["totals"]["losses"], theirs["totals"]["losses"])
+
+
+def same_values(first, second) -> bool:
+    """Equality of nested containers of tensors."""
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(
+            same_values(first[k], second[k]) for k in first
+        )
+    if isinstance(first, (list, tuple)):
+        pairs = zip(first, second, strict=True)
+        return all(same_values(one, other) for one, other in pairs)
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+
+
+def test_killed_while_validating_the_epoch_is_not_trained_again(averaged, shapes, tmp_path, capsys):
+    from phase1_training import training_run
+
+    output = tmp_path / "run"
+    validate, calls = training_run.validate, []
+
+    def stopped_in_the_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise cli.Terminated
+        return validate(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run, "validate", stopped_in_the_second)
+        assert run_training(shapes, output, *AVERAGED) == 143
+    capsys.readouterr()
+    assert run_training(shapes, output, *AVERAGED, "--resume") == 0
+    assert "Continuing after step 3 of 3 of epoch 2" in capsys.readouterr().out
+    assert metrics(output) == metrics(averaged)
+    assert equal(weights(output / "best_model.pth"), weights(averaged / "best_model.pth"))
+
+
+@pytest.mark.parametrize("at", range(5))
+def test_stopped_between_any_two_files_nothing_is_lost(straight, shapes, tmp_path, monkeypatch, at):
+    """last before validation, best, last, (epoch 2) last, ...: an exception in place of each."""
+    save, calls = run_files.save, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == at + 1:
+            raise cli.Terminated
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(run_files, "save", interrupted)
+    output = tmp_path / "run"
+    assert run_training(shapes, output, "--epochs", 2) == 143
+    monkeypatch.setattr(run_files, "save", save)
+    resume = ["--resume"] if (output / "last.pth").exists() else []
+    assert bool(resume) == (at > 0)
+    assert run_training(shapes, output, "--epochs", 2, *resume) == 0
+    assert metrics(output) == metrics(straight)
+    for name in ("last", "best_model", "trained_model"):
+        assert equal(weights(output / f"{name}.pth"), weights(straight / f"{name}.pth")), name
+
+
+def test_a_finished_run_is_continued_by_nothing(straight, shapes, tmp_path):
+    output = copy_of(straight, tmp_path / "finished")
+    before = checksums(output)
+    assert run_training(shapes, output, "--epochs", 2, "--resume") == 0
+    assert checksums(output) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (["--lr", 0.5], "learning_rate 0.001, not 0.5"),
+        (["--epochs", 3], "epochs 2, not 3"),
+        (["--seed", 1], "seed 0, not 1"),
+        (["--batch-size", 4], "batch_size 2, not 4"),
+        (["--min-size", 80], "min_size 64, not 80"),
+        (["--optimizer", "sgd"], "optimizer adamw, not sgd"),
+        (["--architecture", "fasterrcnn_resnet50_fpn"], "architecture demo, not fasterrcnn"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(straight, shapes, capsys, change, difference):
+    before = checksums(straight)
+    assert run_training(shapes, straight, "--epochs", 2, *change, "--resume") == 2
+    assert f"last.pth: was trained with {difference}" in error_of(capsys)
+    assert checksums(straight) == before
+
+
+def test_resuming_with_other_data_is_refused(straight, shapes, tmp_path, capsys):
+    other = write_shapes(tmp_path / "other", splits={"train": 5, "val": 2}, seed=9)
+    assert run_training(other, straight, "--epochs", 2, "--resume") == 2
+    assert "was trained with train annotations (sha256)" in error_of(capsys)
+    exchanged = copy_of(shapes, tmp_path / "exchanged")
+    picture = exchanged / "images" / "train_0.png"
+    picture.write_bytes((exchanged / "images" / "train_1.png").read_bytes())
+    assert run_training(exchanged, straight, "--epochs", 2, "--resume") == 2
+    assert "was trained with train image files" in error_of(capsys)
+
+
+def test_resuming_what_is_no_training_is_refused(straight, shapes, tmp_path, capsys):
+    assert run_training(shapes, tmp_path / "none", "--epochs", 2, "--resume") == 2
+    assert "last.pth: nothing to continue" in error_of(capsys)
+    (tmp_path / "foreign").mkdir()
+    model = load_model(straight / "last.pth", CPU).model
+    models.save_model(
+        tmp_path / "foreign" / "last.pth",
+        model,
+        architecture="demo",
+        class_names=["disc", "box"],
+        category_ids=[3, 7],
+        summary={},
+    )
+    assert run_training(shapes, tmp_path / "foreign", "--epochs", 2, "--resume") == 2
+    assert "last.pth: holds no training to continue" in error_of(capsys)
+    (tmp_path / "foreign" / "last.json").unlink()
+    (tmp_path / "foreign" / "last.pth").write_bytes((straight / "last.pth").read_bytes()[:-999])
+    assert run_training(shapes, tmp_path / "foreign", "--epochs", 2, "--resume") == 2
+    assert "last.pth: not a checkpoint, damaged" in error_of(capsys)
+
+
+def test_an_existing_run_is_neither_replaced_nor_touched(straight, shapes, capsys):
+    before = checksums(straight)
+    assert run_training(shapes, straight, "--epochs", 1) == 2
+    line = error_of(capsys)
+    assert "holds another run" in line
+    assert "--resume or replace it with --overwrite" in line
+    assert run_training(shapes, straight, "--epochs", 1, "--resume", "--overwrite") == 2
+    assert "contradicts --overwrite" in error_of(capsys)
+    assert checksums(straight) == before
+
+
+def test_overwrite_replaces_a_run(straight, shapes, tmp_path):
+    output = copy_of(straight, tmp_path / "replaced")
+    assert run_training(shapes, output, "--epochs", 1, "--seed", 5, "--overwrite") == 0
+    assert not equal(weights(output / "last.pth"), weights(straight / "last.pth"))
+    assert artifacts.read_json(output / "training.json")["complete"]
+
+
+# --- being stopped ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_is_saved_and_says_how_to_continue(shapes, tmp_path, number, status):
+    output = tmp_path / "a run"
+    workers = 1 if number == signal.SIGINT else 0
+    words = [*arguments(shapes, output, "--epochs", 500, "--workers", workers), "--overwrite"]
+    command = [sys.executable, str(ROOT / "phase1_training" / "train.py"), *words]
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    deadline = time.monotonic() + 100
+    while not (output / "training_batch.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)  # somewhere within the first epochs
+    child.send_signal(number)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == status, err
+    assert "Traceback" not in err
+    (line,) = (line for line in out.splitlines() if line.startswith("Stopped. "))
+    continued = shlex.split(line.removeprefix("Stopped. Continue with: "))
+    assert continued[2:] == [word for word in words if word != "--overwrite"] + ["--resume"]
+    checkpoint = artifacts.load_checkpoint(output / "last.pth")
+    totals = checkpoint["state"]["totals"]
+    assert (totals["epoch"], totals["step"]) > (1, 0)
+    assert not list(output.glob(".tmp-*"))
