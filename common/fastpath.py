@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torchvision.models.detection import FasterRCNN
+    from torchvision.ops.misc import FrozenBatchNorm2d
 
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # x86-64, and the last one on Arm
 
@@ -56,7 +57,15 @@ def precision_safe_autocast(
 
 
 @contextlib.contextmanager
-def fast_training(model: "FasterRCNN", *, cached_anchors: bool = True) -> Iterator[None]:
+def fast_training(
+    model: "FasterRCNN",
+    *,
+    cached_anchors: bool = True,
+    survivors_decoded: bool = True,
+    lean_matching: bool = True,
+    folded_norms: bool = True,
+    fast_roi_pool: bool = True,
+) -> Iterator[None]:
     """Makes the training forward of a stock detector faster; its losses stay the same.
 
     Methods of this one model are replaced inside the `with` block only. Its parameters and the
@@ -67,12 +76,24 @@ def fast_training(model: "FasterRCNN", *, cached_anchors: bool = True) -> Iterat
         model: a torchvision FasterRCNN; `model(images, targets)` and
             `common.training_losses.training_losses` both profit.
         cached_anchors: compute the anchors of an image size once, in FP32 also under autocast.
+        survivors_decoded: decode only those proposals that go into non-maximum suppression.
+        lean_matching: match anchors with the ground truth in fewer passes over less memory.
+        folded_norms: multiply frozen normalisation into the weights of the convolution before.
+        fast_roi_pool: on a CPU pool regions as weighted sums of vectors, on a GPU with one wait.
     """
-    from common import fastpath_boxes
+    from common import fastpath_boxes, fastpath_layers
 
+    parts = (
+        (cached_anchors, fastpath_boxes.cached_anchors, model.rpn.anchor_generator),
+        (survivors_decoded, fastpath_boxes.survivors_decoded, model.rpn),
+        (lean_matching, fastpath_boxes.lean_matching, model.rpn),
+        (folded_norms, fastpath_layers.folded_norms, model),
+        (fast_roi_pool, fastpath_layers.fast_roi_pool, model.roi_heads.box_roi_pool),
+    )
     with contextlib.ExitStack() as stack:
-        if cached_anchors:
-            stack.enter_context(fastpath_boxes.cached_anchors(model.rpn.anchor_generator))
+        for is_wanted, part, module in parts:
+            if is_wanted:
+                stack.enter_context(part(module))
         yield
 
 
@@ -156,19 +177,29 @@ def fold_frozen_batchnorm(model: "nn.Module") -> int:
     """
     import torch
     from torch import nn
-    from torchvision.ops.misc import FrozenBatchNorm2d
 
     folded = 0
+    for parent, name, conv, norm in frozen_norms_after_convolutions(model):
+        with torch.no_grad():
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            bias = 0 if conv.bias is None else conv.bias
+            conv.weight.mul_(scale[:, None, None, None])
+            conv.bias = nn.Parameter(norm.bias + (bias - norm.running_mean) * scale)
+        setattr(parent, name, nn.Identity())
+        folded += 1
+    return folded
+
+
+def frozen_norms_after_convolutions(
+    model: "nn.Module",
+) -> "Iterator[tuple[nn.Module, str, nn.Conv2d, FrozenBatchNorm2d]]":
+    """Every FrozenBatchNorm2d that follows a convolution: its parent, its name there, the
+    convolution and itself."""
+    from torch import nn
+    from torchvision.ops.misc import FrozenBatchNorm2d
+
     for parent in model.modules():
         children = list(parent.named_children())
         for (_, conv), (name, norm) in itertools.pairwise(children):
-            if not (isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d)):
-                continue
-            with torch.no_grad():
-                scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-                bias = 0 if conv.bias is None else conv.bias
-                conv.weight.mul_(scale[:, None, None, None])
-                conv.bias = nn.Parameter(norm.bias + (bias - norm.running_mean) * scale)
-            setattr(parent, name, nn.Identity())
-            folded += 1
-    return folded
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d):
+                yield parent, name, conv, norm

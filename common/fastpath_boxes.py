@@ -6,15 +6,21 @@ signatures, with ones that compute the same.
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import batched_nms, nms
+
+from common.inference_graph import decode, has_sides
 
 ANCHOR_SETS = 32  # image sizes whose anchors are kept: 4 MiB each at 800x1333 px
+# Overlaps computed at once: on a CPU they stay in its cache, on a GPU launches are few.
+OVERLAPS_AT_ONCE = {"cpu": 2**18, "cuda": 2**27}
 
 
 @contextlib.contextmanager
@@ -56,3 +62,157 @@ def cached_anchors(generator: AnchorGenerator) -> Iterator[None]:
 
     with replaced(generator, forward=forward):
         yield
+
+
+# --- proposals --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def survivors_decoded(rpn: RegionProposalNetwork) -> Iterator[None]:
+    """Only the anchors that go into non-maximum suppression are decoded, batch-wide.
+
+    torchvision decodes every anchor and drops most of them at once. Its `box_coder.decode` is
+    called a moment before `filter_proposals`, and with that alone in mind: it now hands the deltas
+    on, and the selected ones are decoded here.
+    """
+    anchors: list[Tensor] = []
+
+    def decode_later(deltas: Tensor, batch_anchors: list[Tensor]) -> Tensor:
+        anchors[:] = batch_anchors[:1]  # the images share their padding, so all are equal
+        return deltas
+
+    def filter_proposals(
+        deltas: Tensor,
+        objectness: Tensor,
+        image_shapes: Sequence[tuple[int, int]],
+        anchors_per_level: list[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        logits = objectness.detach().reshape(len(deltas), -1)
+        top = rpn._get_top_n_idx(logits, anchors_per_level)
+        picked = deltas.gather(1, top[..., None].expand(-1, -1, 4))
+        boxes = decode(picked, anchors.pop()[top], rpn.box_coder.weights)
+        scores = logits.gather(1, top).sigmoid()
+        levels = torch.cat(
+            [
+                torch.full((min(number, rpn.pre_nms_top_n()),), level, device=top.device)
+                for level, number in enumerate(anchors_per_level)
+            ]
+        )
+        kept = [
+            _suppressed(rpn, own_boxes, own_scores, levels, shape)
+            for own_boxes, own_scores, shape in zip(boxes, scores, image_shapes, strict=True)
+        ]
+        return [boxes for boxes, _ in kept], [scores for _, scores in kept]
+
+    with (
+        replaced(rpn.box_coder, decode=decode_later),
+        replaced(rpn, filter_proposals=filter_proposals),
+    ):
+        yield
+
+
+def _suppressed(
+    rpn: RegionProposalNetwork,
+    boxes: Tensor,
+    scores: Tensor,
+    levels: Tensor,
+    image_shape: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """The proposals of one image after clipping and suppression: boxes [P, 4], scores [P]."""
+    boxes[:, 0::2].clamp_(0, image_shape[1])
+    boxes[:, 1::2].clamp_(0, image_shape[0])
+    usable = has_sides(boxes, rpn.min_size) & (scores >= rpn.score_thresh)
+    if boxes.device.type == "cpu":
+        place = usable.nonzero()[:, 0]
+        kept = place[batched_nms(boxes[place], scores[place], levels[place], rpn.nms_thresh)]
+    else:
+        boxes, kept = _suppress_in_one_launch(boxes, scores, levels, usable, rpn.nms_thresh)
+    kept = kept[: rpn.post_nms_top_n()]
+    return boxes[kept], scores[kept]
+
+
+def _suppress_in_one_launch(
+    boxes: Tensor, scores: Tensor, levels: Tensor, usable: Tensor, iou_threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Non-maximum suppression within each level, of usable boxes only; waits for NMS alone.
+
+    Dropping the other boxes first, as torchvision does, waits for the device to count them. Here
+    they become copies of the best box, with a lower score, and suppression drops them. With no
+    usable box at all the first one stays, with sides of a pixel: the box head always gets one.
+
+    Returns:
+        boxes [N, 4] and the places of the kept ones, best first.
+    """
+    candidates = torch.where(usable, scores, -1.0)
+    best = candidates.argmax()
+    one_pixel = boxes.new_zeros(4) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+    spare = torch.where(usable[best], boxes[best], one_pixel)
+    boxes = torch.where(usable[:, None], boxes, spare)
+    levels = torch.where(usable, levels, levels[best])
+    apart = boxes + (levels * (boxes.max() + 1))[:, None]  # as torchvision keeps them apart
+    return boxes, nms(apart, candidates, iou_threshold)
+
+
+# --- matching ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def lean_matching(rpn: RegionProposalNetwork) -> Iterator[None]:
+    """Matches anchors with the ground truth without waiting for the device, in less memory.
+
+    torchvision's rules (Ren et al. 2015, section 3.1.2): an anchor is positive from the upper
+    threshold on, or if no other overlaps a ground-truth box more; negative below the lower one.
+    """
+
+    def assign_targets_to_anchors(
+        anchors: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        pairs = [
+            _matched(own, target["boxes"], rpn.proposal_matcher)
+            for own, target in zip(anchors, targets, strict=True)
+        ]
+        return [labels for labels, _ in pairs], [boxes for _, boxes in pairs]
+
+    with replaced(rpn, assign_targets_to_anchors=assign_targets_to_anchors):
+        yield
+
+
+def _matched(anchors: Tensor, truth: Tensor, matcher: Any) -> tuple[Tensor, Tensor]:
+    """Labels float32 [N] (1 positive, 0 negative, -1 neither), matched ground truth [N, 4]."""
+    if len(truth) == 0:
+        return anchors.new_zeros(len(anchors)), torch.zeros_like(anchors)
+    overlap, index, is_best = _best_matches(anchors, truth)
+    labels = (overlap >= matcher.high_threshold).float()
+    labels.masked_fill_(
+        (overlap >= matcher.low_threshold) & (overlap < matcher.high_threshold), -1.0
+    )
+    labels.masked_fill_(is_best, 1.0)
+    return labels, truth[index]
+
+
+def _best_matches(anchors: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each anchor: its largest overlap with the truth [N], whose box that is int64 [N], and
+    whether it overlaps any ground-truth box the most, ties included, bool [N]."""
+    at_once = max(1, OVERLAPS_AT_ONCE.get(anchors.device.type, 2**22) // len(anchors))
+    overlap = anchors.new_full((len(anchors),), -1.0)
+    index = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
+    is_best = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
+    for start in range(0, len(truth), at_once):
+        overlaps = _overlaps(truth[start : start + at_once], anchors)
+        largest, place = overlaps.max(dim=0)
+        is_best |= (overlaps == overlaps.amax(dim=1, keepdim=True)).any(dim=0)
+        index = torch.where(largest > overlap, place + start, index)
+        overlap = torch.maximum(overlap, largest)
+    return overlap, index, is_best
+
+
+def _overlaps(truth: Tensor, anchors: Tensor) -> Tensor:
+    """IoU [M, N] of xyxy boxes, as `torchvision.ops.box_iou` rounds it, with fewer passes."""
+    columns = truth[:, :, None].unbind(1)  # x1, y1, x2, y2, each [M, 1]
+    rows = anchors.t().contiguous().unbind(0)  # each [N]
+    width = torch.minimum(columns[2], rows[2]).sub_(torch.maximum(columns[0], rows[0])).clamp_(0)
+    height = torch.minimum(columns[3], rows[3]).sub_(torch.maximum(columns[1], rows[1])).clamp_(0)
+    intersection = width.mul_(height)
+    area = (columns[2] - columns[0]) * (columns[3] - columns[1])
+    union = (area + (rows[2] - rows[0]) * (rows[3] - rows[1])).sub_(intersection)
+    return intersection.div_(union)
