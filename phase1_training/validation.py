@@ -176,7 +176,7 @@ def _validate_batch(
         Detections(*(output[key].cpu().numpy() for key in ("boxes", "scores", "labels")))
         for output in outputs
     ]
-    with _heads_in_training_mode(model):
+    with _proposals_of_training(model.rpn):
         losses = training_losses(
             model, resized.tensors, resized.image_sizes, targets, seeds, features=features
         )
@@ -203,14 +203,11 @@ def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _heads_in_training_mode(model: FasterRCNN) -> Iterator[None]:
-    """As many proposals as in training. The flags of these two modules alone are changed: the
-    normalisation layers inside them go on using their running statistics."""
-    heads = (model.rpn, model.roi_heads)
-    for head in heads:
-        head.training = True
+def _proposals_of_training(rpn: torch.nn.Module) -> Iterator[None]:
+    """As many proposals as in training. The flag of this one module is changed: normalisation
+    layers inside it go on using their running statistics."""
+    rpn.training = True
     try:
         yield
     finally:
-        for head in heads:
-            head.training = False
+        rpn.training = False

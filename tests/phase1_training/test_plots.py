@@ -15,7 +15,16 @@ from common.models import Detections
 from phase1_training import panels, plots
 from tests.coco_data import CATEGORIES, annotation, image, write_annotations, write_shapes
 
-NAMES = [r"$\frac{", "<script>", "x" * 300, "{0}", "a_b^c", "两轮车", "日本語\nラベル\t", "$5 & $6"]
+NAMES = [
+    r"$\frac{",
+    "<script>",
+    "x" * 300,
+    "{0}",
+    "a_b^c",
+    "两轮车",
+    "日本語\nラベル\t",
+    r"$\nosuch$",
+]
 NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
@@ -93,6 +102,16 @@ def test_curves_mark_the_best_epoch(drawn):
     assert (list(best.get_xdata()), list(best.get_ydata())) == ([2], [0.3])
     assert best.get_label() == "best: 0.300 in epoch 2"
     assert best.get_marker() == "*"
+
+
+@pytest.mark.parametrize("epochs", [plots.MARKED_EPOCHS, plots.MARKED_EPOCHS + 1])
+def test_markers_that_would_run_into_each_other_are_left_out(drawn, epochs):
+    plots.training_curves([row(epoch, mean_ap=0.1) for epoch in range(1, epochs + 1)], "unused")
+    markers = [[line.get_marker() for line in axis.lines] for axis in drawn[0].axes[:3]]
+    if epochs <= plots.MARKED_EPOCHS:
+        assert markers == [[".", "x"], [".", ".", "*"], ["."]]
+    else:
+        assert markers == [["", ""], ["", "", "*"], [""]]
 
 
 # --- average precision per class --------------------------------------------------------------
