@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,8 +18,7 @@ from common import environment, paths
 from common.cli import UserError
 
 SCHEMA_VERSION = 1
-
-
+ABANDONED_S = 3600.0  # a temporary file that nobody wrote to for so long is a killed process's
 # What a full or failing disk answers; such an error carries no file name.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
@@ -35,7 +36,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+        prefix = _temporary_prefix(path)
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise _cannot_write(path, error) from error
@@ -54,6 +56,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise  # a pipe, or somebody else's file: not a problem of this output
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_prefix(path: Path) -> str:
+    return f".tmp-{path.stem[:40]}-"
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
@@ -166,6 +172,7 @@ def save_checkpoint(
     """
     path = Path(path)
     with atomic_path(path) as temporary:
+        _remove_abandoned(path)
         _require_space(path, checkpoint)
         _write_checkpoint(temporary, checkpoint)
         digest = sha256(temporary)
@@ -174,6 +181,15 @@ def save_checkpoint(
         # Killed between the two files, no sidecar is better than one of the older checkpoint.
         sidecar(path).unlink(missing_ok=True)
     write_json(sidecar(path), {**summary, "file": path.name, "sha256": digest})
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Frees the space of checkpoints half written to `path` by processes that were killed."""
+    pattern = f"{glob.escape(_temporary_prefix(path))}*{path.suffix}"
+    for file in path.parent.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > ABANDONED_S:
+                file.unlink()
 
 
 def _require_space(path: Path, checkpoint: Mapping[str, Any]) -> None:
@@ -221,7 +237,8 @@ def _keep(path: Path, previous: Path) -> None:
     sidecar(previous).unlink(missing_ok=True)  # it is of another checkpoint
     for file, kept in ((path, previous), (sidecar(path), sidecar(previous))):
         if file.exists():
-            temporary = kept.with_name(f".tmp-{os.getpid()}-{kept.name}")
+            temporary = kept.with_name(f".tmp-{kept.name}")
+            temporary.unlink(missing_ok=True)
             try:
                 os.link(file, temporary)
             except OSError:  # no hard links here: for a moment there is the kept one only

@@ -1,16 +1,12 @@
-"""Checkpoints: killed, damaged or malicious, they load whole and unexecuted or not at all."""
+"""Checkpoints: damaged or malicious ones are refused unexecuted, and the one before is kept."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from common import artifacts, paths
+from common import artifacts
 from common.cli import UserError
 
 
@@ -22,8 +18,14 @@ def checkpoint(value: float = 0.0, size: int = 4) -> dict:
     return {"model_state_dict": {"weight": torch.full((size,), value)}, "class_names": ["a"]}
 
 
-def save(path: Path, value: float = 0.0) -> None:
-    artifacts.save_checkpoint(path, checkpoint(value), {"epoch": 1})
+def save(path: Path, value: float = 0.0, *, keep_previous: bool = False) -> None:
+    artifacts.save_checkpoint(path, checkpoint(value), {"epoch": 1}, keep_previous=keep_previous)
+
+
+def value_of(path: Path) -> float:
+    weight = artifacts.load_checkpoint(path)["model_state_dict"]["weight"]
+    assert weight.min() == weight.max()
+    return weight[0].item()
 
 
 @pytest.mark.parametrize(
@@ -111,35 +113,6 @@ def test_code_in_a_checkpoint_never_runs(tmp_path, legacy):
     assert not mark.exists()
 
 
-SAVE_WITH_LITTLE_SPACE = """
-import resource, sys, torch
-from pathlib import Path
-from common import artifacts
-from common.cli import UserError
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-state = {"weight": torch.zeros(100_000)}
-try:
-    artifacts.save_checkpoint(Path(sys.argv[1]), {"model_state_dict": state}, {})
-except UserError as error:
-    print(error)
-"""
-
-
-def test_a_checkpoint_on_a_full_disk_leaves_the_old_one(tmp_path):
-    path = tmp_path / "best.pth"
-    save(path, 1.0)
-    done = subprocess.run(
-        [sys.executable, "-c", SAVE_WITH_LITTLE_SPACE, str(path)],
-        cwd=paths.ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert "best.pth: cannot be written (File too large)" in done.stdout, done.stderr
-    assert artifacts.load_checkpoint(path)["model_state_dict"]["weight"][0] == 1.0
-    assert artifacts.sidecar(path).is_file()
-    assert names(tmp_path) == ["best.json", "best.pth"]
-
-
 def test_a_checkpoint_that_cannot_be_pickled_is_a_bug_not_a_full_disk(tmp_path):
     with pytest.raises(Exception, match=r"pickle|local") as caught:
         artifacts.save_checkpoint(tmp_path / "a.pth", {"f": lambda: None}, {})
@@ -147,51 +120,66 @@ def test_a_checkpoint_that_cannot_be_pickled_is_a_bug_not_a_full_disk(tmp_path):
     assert names(tmp_path) == []
 
 
-SAVE_FOREVER = """
-import sys, torch
-from pathlib import Path
-from common import artifacts
-path, value = Path(sys.argv[1]), 0.0
-while True:
-    value += 1
-    state = {"weight": torch.full((400_000,), value)}
-    artifacts.save_checkpoint(path, {"model_state_dict": state}, {"value": value})
-    if value == 1:
-        print("saved once", flush=True)
-"""
+# --- the previous one -------------------------------------------------------------------------
 
 
-def test_killed_while_saving_a_whole_checkpoint_is_left(tmp_path):
-    """One child per delay, killed at another moment of its endless saving."""
-    for trial in range(6):
-        path = tmp_path / str(trial) / "best.pth"
-        child = subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOREVER, str(path)], cwd=paths.ROOT, stdout=subprocess.PIPE
-        )
-        with child:
-            assert child.stdout is not None
-            assert child.stdout.readline() == b"saved once\n"
-            time.sleep(0.007 * trial)
-            child.send_signal(signal.SIGKILL)
-        weight = artifacts.load_checkpoint(path)["model_state_dict"]["weight"]
-        assert weight.min() == weight.max() >= 1
+def test_the_previous_checkpoint_is_kept_with_its_sidecar(tmp_path):
+    last, previous = tmp_path / "last.pth", tmp_path / "last.previous.pth"
+    assert artifacts.previous_checkpoint(last) == previous
+    save(last, 1.0, keep_previous=True)
+    assert names(tmp_path) == ["last.json", "last.pth"]
+    for value in (2.0, 3.0, 4.0):
+        save(last, value, keep_previous=True)
+        assert (value_of(last), value_of(previous)) == (value, value - 1)
+        for path in (last, previous):
+            assert artifacts.read_json(artifacts.sidecar(path))["sha256"] == artifacts.sha256(path)
+    kept = ["last.json", "last.previous.json", "last.previous.pth", "last.pth"]
+    assert names(tmp_path) == kept
+    save(last, 5.0)  # another writer, to whom the previous one means nothing
+    assert (value_of(last), value_of(previous)) == (5.0, 3.0)
 
 
-@pytest.mark.parametrize("stop_before", ["unlink", "replace", "write_json"])
-def test_stopped_between_the_two_files_the_checkpoint_still_loads(
-    tmp_path, monkeypatch, stop_before
-):
-    """The three moments at which the pair could disagree, each hit exactly."""
-    path = tmp_path / "best.pth"
-    save(path, 1.0)
+def test_without_its_sidecar_a_checkpoint_becomes_the_previous_one_without(tmp_path):
+    last, previous = tmp_path / "last.pth", tmp_path / "last.previous.pth"
+    for value in (1.0, 2.0):
+        save(last, value, keep_previous=True)
+    artifacts.sidecar(last).unlink()
+    save(last, 3.0, keep_previous=True)
+    assert (value_of(last), value_of(previous)) == (3.0, 2.0)
+    assert names(tmp_path) == ["last.json", "last.previous.pth", "last.pth"]
 
-    def stop(*args, **kwargs):
-        raise SystemExit
 
-    owner = {"unlink": Path, "replace": artifacts.os, "write_json": artifacts}[stop_before]
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, stop_before, stop)
-        with pytest.raises(SystemExit):
-            save(path, 2.0)
-    expected = 2.0 if stop_before == "write_json" else 1.0
-    assert artifacts.load_checkpoint(path)["model_state_dict"]["weight"][0] == expected
+def test_keeping_what_is_kept_already_leaves_nothing_behind(tmp_path):
+    """As after a kill between the two: both names lead to one file."""
+    last, previous = tmp_path / "last.pth", tmp_path / "last.previous.pth"
+    save(last, 1.0)
+    os.link(last, previous)
+    os.link(artifacts.sidecar(last), artifacts.sidecar(previous))
+    save(last, 2.0, keep_previous=True)
+    assert (value_of(last), value_of(previous)) == (2.0, 1.0)
+    assert len(names(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove", "unknown"])
+def test_a_damaged_checkpoint_names_the_previous_one(tmp_path, damage):
+    last = tmp_path / "last.pth"
+    save(last, 1.0, keep_previous=True)
+    save(last, 2.0, keep_previous=True)
+    whole = last.read_bytes()
+    if damage == "unknown":  # no sha256 to compare with
+        artifacts.sidecar(last).unlink()
+    flipped = bytes([*whole[:500], whole[500] ^ 1, *whole[501:]])
+    last.write_bytes({"flip": flipped, "empty": b""}.get(damage, whole[:-50]))
+    if damage == "remove":
+        last.unlink()
+    remedy = (
+        r"last\.pth: .* – go back to the one before it: delete last\.pth and last\.json, "
+        r"rename last\.previous\.\* to last\.\*"
+    )
+    with pytest.raises(UserError, match=remedy):
+        artifacts.load_checkpoint(last)
+    for old in (last, artifacts.sidecar(last)):  # what the message says
+        old.unlink(missing_ok=True)
+    for kept in sorted(tmp_path.glob("last.previous.*")):
+        kept.rename(tmp_path / kept.name.replace(".previous", ""))
+    assert value_of(last) == 1.0

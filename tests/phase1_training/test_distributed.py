@@ -15,7 +15,7 @@ from common.cli import UserError, log
 from common.stop_signal import StopSignal
 from phase1_training import distributed
 from phase1_training.distributed import join
-from tests.rank_processes import Failure, run_ranks
+from tests.child_processes import Failure, run_ranks
 
 CPU = torch.device("cpu")
 

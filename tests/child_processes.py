@@ -1,4 +1,4 @@
-"""Several ranks of one training as real processes that speak gloo to each other on the CPU."""
+"""Real child processes that start in milliseconds: to be killed, or to be ranks of one training."""
 
 import multiprocessing
 import os
@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# One process imports torch, the ranks are forked from it: starting them takes milliseconds.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torchvision", "phase1_training.distributed"])
+# One process imports torch, the others are forked from it.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["pytest", "torchvision", "phase1_training.distributed"])
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ def run_ranks(
 ) -> list[Any]:
     """`[work(*arguments) of rank 0, of rank 1, ...]`, each called under torchrun's environment.
 
+    The ranks speak gloo to each other on the CPU.
+
     A rank that raises or dies has a Failure in place of its result.
 
     Args:
@@ -36,13 +38,13 @@ def run_ranks(
     port = _free_port()
     children = []
     for rank in range(size if started is None else started):
-        receiver, sender = _CONTEXT.Pipe(duplex=False)
+        receiver, sender = CONTEXT.Pipe(duplex=False)
         environment = {
             **{"RANK": str(rank), "LOCAL_RANK": str(rank)},
             **{"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)},
             **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
         }
-        process = _CONTEXT.Process(target=_rank, args=(sender, environment, work, arguments))
+        process = CONTEXT.Process(target=_rank, args=(sender, environment, work, arguments))
         process.start()
         sender.close()
         children.append((process, receiver))
