@@ -183,6 +183,18 @@ def test_split_without_boxes_scores_zero(model, tmp_path):
     assert found.losses["loss_classifier"] > 0  # every region is background
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_agrees_with_torchvision_there_and_with_the_cpu(model, split, whole):
+    device = torch.device("cuda")
+    on_gpu = copy.deepcopy(model).to(device)
+    predict = stock_predictor(on_gpu, device)
+    expected = [predict([read_image(record.path)])[0] for record in split.records]
+    found = validate(on_gpu, split, device, batch_size=2, workers=2)
+    assert evaluation.compare_detections(expected, found.detections)["matched"] > 0.98
+    assert found.losses == pytest.approx(whole.losses, rel=0.05)  # its samples are others
+
+
 # --- several ranks ----------------------------------------------------------------------------
 
 
