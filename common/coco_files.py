@@ -1,10 +1,12 @@
 """Where a COCO data set keeps its files, and which file names may be followed."""
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from common import paths
+from common import artifacts, paths
 from common.cli import UserError
 
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation")}
@@ -49,6 +51,21 @@ def find_annotations(data_path: Path, split: str) -> Path:
             return found[0]
     expected = f"annotations/instances_{split}.json"
     raise MissingSplitError(data_path, f"no {split} annotations", f"add {expected} in COCO format")
+
+
+def read_annotations(annotation_file: Path) -> dict[str, Any]:
+    """`artifacts.read_json` of a file that may hold millions of objects.
+
+    While they are made, Python's garbage collector would go through all of them again and again:
+    without it a file of 200 MB is read in little more than half of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return artifacts.read_json(annotation_file)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def find_image_root(data_path: Path, annotation_file: Path, file_names: Sequence[str]) -> Path:

@@ -13,12 +13,12 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from common import artifacts
 from common.coco_files import (
     MissingSplitError,
     find_annotations,
     find_image_root,
     is_safe_name,
+    read_annotations,
     real_paths,
 )
 from common.coco_table import NUMBERS, AnnotationTable
@@ -138,7 +138,7 @@ def parse_split(data_path: Path, split: str) -> tuple[CocoSplit | None, list[Pro
         The split (None when its structure is beyond reading) and the problems in file order.
     """
     annotation_file = find_annotations(data_path, split)
-    parsed = parse_content(data_path, annotation_file, artifacts.read_json(annotation_file))
+    parsed = parse_content(data_path, annotation_file, read_annotations(annotation_file))
     return parsed.split, parsed.problems
 
 
@@ -284,9 +284,8 @@ def _parse_annotations(
     finite = np.isfinite(table.boxes_xywh).all(axis=1)
     for annotation in itertools.compress(table.entries, ~finite):
         what = f"bbox {annotation['bbox']!r:.60} is not four finite numbers"
-        harm = (
-            "spoil every weight" if any(value != value for value in annotation["bbox"]) else CRASH
-        )
+        is_nan = any(value != value for value in annotation["bbox"])
+        harm = "turn the loss into NaN" if is_nan else CRASH
         image = named[annotation["image_id"]]
         findings.of(annotation, "box not finite", f"{what}: would {harm}", image)
     return table.part(finite)
