@@ -40,7 +40,7 @@ class TrainTransform:
         image = v2.functional.resize(image, list(size), antialias=False)  # as the model does
         boxes = v2.functional.resize(target["boxes"], list(size))
         image, boxes = self.flip_and_colour(image, boxes)
-        # In FP32, 640 * (500 / 640) may be above 500, and a box thinner than 0.0001 px vanish.
+        # In FP32, 38 * (366 / 38) is above 366, and the sides of a sliver become equal.
         boxes = v2.functional.clamp_bounding_boxes(boxes).as_subclass(torch.Tensor)
         kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         target = {"boxes": boxes[kept], "labels": target["labels"][kept]}

@@ -56,7 +56,7 @@ def plan_epoch(
     """
     global_batch = batch_size * world_size
     sizes = _image_sizes(split)
-    groups = _group_by_shape(sizes, min_sizes, max_size, global_batch)
+    groups = _group_by_shape(sizes, min_sizes, max_size)
     canvases = [_canvases(sizes, groups, side, max_size, global_batch) for side in min_sizes]
     rng = np.random.default_rng((seed % 2**64, epoch))
     order = rng.permutation(len(sizes))
@@ -84,13 +84,12 @@ def distinct_shapes(
     They are at most `len(min_sizes) * MAX_GROUPS * (MAX_GROUPS + 1) / 2`, whatever the data.
     """
     sizes = _image_sizes(split)
-    groups = _group_by_shape(sizes, min_sizes, max_size, batch_size * world_size)
+    groups = _group_by_shape(sizes, min_sizes, max_size)
+    global_batch = batch_size * world_size
     shapes = {
         (height, width)
         for side in min_sizes
-        for height, width in _canvases(
-            sizes, groups, side, max_size, batch_size * world_size
-        ).tolist()
+        for height, width in _canvases(sizes, groups, side, max_size, global_batch).tolist()
     }
     return sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape))
 
@@ -118,34 +117,23 @@ def _canvases(
     padded = _padded(sizes, min_size, max_size)
     of_group = np.stack([padded[groups == k].max(axis=0) for k in range(groups.max() + 1)])
     in_order = np.sort(groups)
-    firsts = in_order[::global_batch]
-    lasts = in_order[
-        [min(k + global_batch, len(sizes)) - 1 for k in range(0, len(sizes), global_batch)]
-    ]
+    starts = np.arange(0, len(sizes), global_batch)
+    firsts, lasts = in_order[starts], in_order[np.minimum(starts + global_batch, len(sizes)) - 1]
     ranges, batches = np.unique(np.stack([firsts, lasts], 1), axis=0, return_inverse=True)
     of_range = np.stack([of_group[first : last + 1].max(axis=0) for first, last in ranges])
     return of_range[batches.reshape(-1)]
 
 
-def _group_by_shape(
-    sizes: np.ndarray, min_sizes: tuple[int, ...], max_size: int, global_batch: int
-) -> np.ndarray:
-    """(N,) group of each image, from 0, tall to wide: at most MAX_GROUPS groups, and as many as
-    make the batches' padded area least at the largest scale."""
-    largest = max(min_sizes)
+def _group_by_shape(sizes: np.ndarray, min_sizes: tuple[int, ...], max_size: int) -> np.ndarray:
+    """(N,) group of each image, from 0, tall to wide: at most MAX_GROUPS groups, cut where the
+    padded area at the largest scale is least."""
     kinds, kind_of, counts = np.unique(
-        _padded(sizes, largest, max_size), axis=0, return_inverse=True, return_counts=True
+        _padded(sizes, max(min_sizes), max_size), axis=0, return_inverse=True, return_counts=True
     )
     order = np.argsort(kinds[:, 1] - kinds[:, 0], kind="stable")
     place = np.argsort(order)[kind_of.reshape(-1)]  # of the image's kind among all, tall to wide
-    least, best = np.inf, np.zeros(len(sizes), dtype=np.int64)
-    for group_count in range(1, MAX_GROUPS + 1):
-        starts = _least_padding(kinds[order], counts[order], group_count)
-        groups = np.searchsorted(starts, place, side="right") - 1
-        batch_areas = _canvases(sizes, groups, largest, max_size, global_batch).prod(axis=1)
-        if batch_areas.sum() < least:
-            least, best = batch_areas.sum(), groups
-    return best
+    starts = _least_padding(kinds[order], counts[order], MAX_GROUPS)
+    return np.searchsorted(starts, place, side="right") - 1
 
 
 def _least_padding(kinds: np.ndarray, counts: np.ndarray, group_count: int) -> list[int]:

@@ -140,17 +140,21 @@ def test_boxes_stay_inside_the_image_and_keep_an_area(data):
     assert (y2 > y1).all()
 
 
-def test_labels_stay_with_their_boxes():
-    """A box too thin for FP32 after the resize goes, and its label with it."""
-    thin = torch.nextafter(torch.tensor(30.0), torch.tensor(31.0)).item()
-    pixels = torch.zeros(3, 40, 60, dtype=torch.uint8)
-    boxes = [[0, 0, 10, 10], [30, 0, thin, 10], [20, 20, 60, 40]]
-    _, target = only_resized(*boxed(pixels, *boxes), (10, 15))
-    found = dict(zip(target["labels"].tolist(), target["boxes"].tolist(), strict=True))
-    assert found.keys() >= {1, 3}
-    assert found[3] == [5, 5, 15, 10]
-    widths = target["boxes"][:, 2] - target["boxes"][:, 0]
-    assert (widths > 0).all()
+def test_rounding_takes_no_box_out_of_the_image():
+    """In FP32, 38 * (366 / 38) is above 366."""
+    pixels = torch.zeros(3, 38, 38, dtype=torch.uint8)
+    _, target = only_resized(*boxed(pixels, [3, 0, 38, 38]), (366, 366))
+    assert target["boxes"][0, 2:].tolist() == [366, 366]
+
+
+def test_a_sliver_that_rounding_closes_goes_with_its_label():
+    """Its logarithm of the width would be infinite in the loss."""
+    right = torch.nextafter(torch.tensor(31.0), torch.tensor(32.0)).item()
+    pixels = torch.zeros(3, 60, 60, dtype=torch.uint8)
+    boxes = [[0, 0, 30, 30], [31, 0, right, 10], [15, 30, 60, 60]]
+    _, target = only_resized(*boxed(pixels, *boxes), (8, 8))
+    assert target["labels"].tolist() == [1, 3]
+    assert target["boxes"].tolist() == [[0, 0, 4, 4], [2, 4, 8, 8]]
 
 
 def levels_of_a_grey_image(color_jitter):
