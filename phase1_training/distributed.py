@@ -18,10 +18,10 @@ Gradients are summed by hand after the backward pass, not by DistributedDataPara
 The price is that communication does not hide behind the backward pass.
 
 **Interrupts.** torchrun gives every rank a session of its own: Ctrl-C reaches torchrun alone, which
-sends SIGINT, as any SIGTERM, on to each rank's process group, loader processes included. The ranks
-receive it at different steps, and one that stopped at once would leave the others waiting. So each
-step asks `ranks.any(stop.received is not None)` (see common.stop_signal) and all stop after the
-same one. torchrun kills what is left after 30 s (`--shutdown-timeout`).
+sends SIGINT, as any SIGTERM, on to the process group of each rank. They receive it at different
+steps, and a rank that stopped at once would leave the others waiting. So each step asks
+`ranks.any(stop.received is not None)` (see common.stop_signal) and all stop after the same one.
+torchrun kills what is left after 30 s (`--shutdown-timeout`) and exits with 1 itself.
 """
 
 import contextlib
