@@ -51,13 +51,18 @@ def build_optimizer(
         return torch.optim.AdamW(
             parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused
         )
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         parameters,
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         fused=fused,
     )
+    if recipe.momentum:
+        # A fused first step that is skipped would leave the momentum as memory happened to be.
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

@@ -167,7 +167,14 @@ class _Session:
         if not trainer.monitor.in_a_row:
             self._save_last()  # a run killed while it validates has lost nothing
         model = trainer.evaluated_model()
-        val = validate(model, self.run.val, trainer.device, ranks=self.ranks)
+        val = validate(
+            model,
+            self.run.val,
+            trainer.device,
+            ranks=self.ranks,
+            workers=self.run.workers,
+            batch_size=max(1, recipe.batch_size // trainer.parts),
+        )
         if not math.isfinite(val.losses["loss"]):
             what = "the loss on the validation images is no finite number: the model has diverged"
             raise UserError(label, what, nonfinite.REMEDY)
