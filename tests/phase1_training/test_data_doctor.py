@@ -11,6 +11,7 @@ from common.cli import UserError
 from common.coco_files import read_annotations
 from common.coco_format import parse_content, parse_split
 from phase1_training import data_checks, data_doctor
+from phase1_training.anchor_fit import anchors_of
 from tests.coco_data import annotation, image, write_annotations, write_shapes
 
 SETTINGS = {"architecture": "demo", "min_size": 240, "max_size": 512, "workers": 0}
@@ -119,6 +120,14 @@ def test_a_repeat_is_the_same_box_of_the_same_class_and_image(tmp_path):
     folder = write_annotations(tmp_path, *rows, images=[image(1), image(2, "b.png")])
     repeated = data_checks.repeated_boxes(parsed(folder))
     assert repeated.tolist() == [False, False, False, False, True, True]
+
+
+def test_crowd_regions_are_not_judged_by_anchors_or_size(tmp_path):
+    thin = [annotation([0, 0, 40, 1], 1, iscrowd=1), annotation([5, 5, 20, 18], 2)]
+    file = parsed(write_annotations(tmp_path, *thin))
+    problems, report = data_checks.resized_problems(file, anchors_of("demo"), 240, 512)
+    assert problems == []
+    assert report["own"]["boxes"] == 1
 
 
 def test_a_row_of_the_table_and_a_record_hold_the_same_boxes(tmp_path):
