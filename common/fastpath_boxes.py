@@ -18,9 +18,10 @@ from torchvision.ops import batched_nms, nms
 
 from common.inference_graph import decode, has_sides
 
+SYNCHRONOUS_DEVICES = ("cpu",)  # to wait for a result costs nothing there
 ANCHOR_SETS = 32  # image sizes whose anchors are kept: 4 MiB each at 800x1333 px
 # Overlaps computed at once: on a CPU they stay in its cache, on a GPU launches are few.
-OVERLAPS_AT_ONCE = {"cpu": 2**18, "cuda": 2**27}
+OVERLAPS_AT_ONCE = {"cpu": 2**21, "cuda": 2**27}
 
 
 @contextlib.contextmanager
@@ -122,7 +123,7 @@ def _suppressed(
     boxes[:, 0::2].clamp_(0, image_shape[1])
     boxes[:, 1::2].clamp_(0, image_shape[0])
     usable = has_sides(boxes, rpn.min_size) & (scores >= rpn.score_thresh)
-    if boxes.device.type == "cpu":
+    if boxes.device.type in SYNCHRONOUS_DEVICES:
         place = usable.nonzero()[:, 0]
         kept = place[batched_nms(boxes[place], scores[place], levels[place], rpn.nms_thresh)]
     else:
@@ -144,9 +145,10 @@ def _suppress_in_one_launch(
         boxes [N, 4] and the places of the kept ones, best first.
     """
     candidates = torch.where(usable, scores, -1.0)
-    best = candidates.argmax()
-    one_pixel = boxes.new_zeros(4) + torch.tensor([0.0, 0.0, 1.0, 1.0])
-    spare = torch.where(usable[best], boxes[best], one_pixel)
+    best = candidates.argmax(dim=0, keepdim=True)  # an index without dimensions would be waited for
+    one_pixel = boxes.new_zeros(1, 4)
+    one_pixel[:, 2:] = 1
+    spare = torch.where(usable[best, None], boxes[best], one_pixel)
     boxes = torch.where(usable[:, None], boxes, spare)
     levels = torch.where(usable, levels, levels[best])
     apart = boxes + (levels * (boxes.max() + 1))[:, None]  # as torchvision keeps them apart

@@ -5,7 +5,8 @@ own signatures, with ones that compute the same up to rounding.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from torchvision.ops.poolers import _convert_to_roi_format, _filter_input, _setu
 from common.fastpath import frozen_norms_after_convolutions
 from common.fastpath_boxes import replaced
 
+GATHERING_DEVICES = ("cpu",)  # where `_gathered_roi_align` beats torchvision's kernel
+
 # --- frozen normalisation ---------------------------------------------------------------------
 
 
@@ -25,8 +28,8 @@ def folded_norms(model: nn.Module) -> Iterator[None]:
     """Multiplies a frozen normalisation into the weights of the convolution before it.
 
     torchvision's layer passes twice over the feature map, and under autocast it turns the map
-    back into FP32, which is then kept for the backward pass. The weights are scaled at every
-    forward pass, so their gradients are those of the unfolded layers.
+    back into FP32, which is then kept for the backward pass. Weights that train are scaled at
+    every forward pass, so their gradients are those of the unfolded layers.
     """
     with contextlib.ExitStack() as stack:
         for _, _, conv, norm in frozen_norms_after_convolutions(model):
@@ -40,39 +43,56 @@ def _identity(x: Tensor) -> Tensor:
 
 
 class _FoldedConvolution:
-    """The forward pass of a convolution and the frozen normalisation behind it.
-
-    What does not train is computed once, and again after somebody has written to its sources
-    (torch counts the writes to a tensor in `_version`).
-    """
+    """The forward pass of a convolution and the frozen normalisation behind it."""
 
     def __init__(self, conv: nn.Conv2d, norm: FrozenBatchNorm2d):
         self.conv = conv
         self.norm = norm
-        self.sources: tuple | None = None
+        self.affine = _Remembered(functools.partial(_affine, norm.eps))
+        self.untrained = _Remembered(_folded)
 
     def __call__(self, x: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
-        frozen = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-        trains = conv.weight.requires_grad or (conv.bias is not None and conv.bias.requires_grad)
-        if not trains:
-            frozen += [conv.weight] if conv.bias is None else [conv.weight, conv.bias]
-        sources = tuple((id(tensor), tensor._version) for tensor in frozen)
-        if sources != self.sources:
-            with torch.inference_mode(False), torch.no_grad():
-                self.scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-                self.shift = norm.bias - norm.running_mean * self.scale
-                self.folded = None if trains else self._fold()
-            self.sources = sources
-        weight, bias = self.folded or self._fold()
+        scale, shift = self.affine(norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        sources = [scale, shift, *conv.parameters(recurse=False)]
+        trains = any(source.requires_grad for source in sources)
+        weight, bias = (_folded if trains else self.untrained)(*sources)
         return conv._conv_forward(x, weight, bias)
 
-    def _fold(self) -> tuple[Tensor, Tensor]:
-        weight = self.conv.weight * self.scale[:, None, None, None]
-        bias = self.shift
-        if self.conv.bias is not None:
-            bias = torch.addcmul(bias, self.conv.bias, self.scale)
-        return weight, bias
+
+class _Remembered:
+    """A function of tensors, computed again only after one was exchanged or written to."""
+
+    def __init__(self, function: Callable[..., tuple[Tensor, Tensor]]):
+        self.function = function
+        self.key: tuple | None = None
+
+    def __call__(self, *sources: Tensor) -> tuple[Tensor, Tensor]:
+        # torch counts the writes to a tensor in `_version`
+        key = tuple((id(source), source.data_ptr(), source._version) for source in sources)
+        if key != self.key:
+            with torch.inference_mode(False), torch.no_grad():  # usable in training, too
+                self.result = self.function(*sources)
+            self.sources = sources  # alive, so that no other tensor gets the id
+            self.key = key
+        return self.result
+
+
+def _affine(
+    eps: float, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The normalisation as x * scale + shift."""
+    scale = weight * (running_var + eps).rsqrt()
+    return scale, bias - running_mean * scale
+
+
+def _folded(
+    scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one convolution that also normalises."""
+    if bias is not None:
+        shift = torch.addcmul(shift, bias, scale)
+    return weight * scale[:, None, None, None], shift
 
 
 # --- region pooling ---------------------------------------------------------------------------
@@ -95,7 +115,7 @@ def fast_roi_pool(pool: MultiScaleRoIAlign) -> Iterator[None]:
                 features, image_shapes, pool.canonical_scale, pool.canonical_level
             )
         rois, levels = _convert_to_roi_format(boxes), pool.map_levels(boxes)
-        gathers = features[0].device.type == "cpu" and pool.sampling_ratio > 0
+        gathers = features[0].device.type in GATHERING_DEVICES and pool.sampling_ratio > 0
         align = _gathered_roi_align if gathers else _sorted_roi_align
         return align(features, rois, levels, pool.scales, pool.output_size, pool.sampling_ratio)
 
