@@ -164,6 +164,8 @@ class Trainer:
                 after_step(losses)
                 started = time.perf_counter()
         self.monitor.look()
+        norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.ranks.mean_buffers(buffer for norm in norms for buffer in norm.buffers())
 
     def finish_epoch(self) -> EpochResult:
         """The means over the epoch's images on all ranks."""
@@ -247,7 +249,7 @@ class Trainer:
         if len(parts) == 1:
             found = self._forward(parts[0])
             own[:2] = found.counts
-            own[2] = sum(found.sums.values()).detach()
+            own[2] = torch.stack(list(found.sums.values())).sum().detach()
         elif not counts:
             for part in parts:
                 own[:2] += self._count(part)
@@ -259,7 +261,7 @@ class Trainer:
             if len(parts) > 1:
                 found = self._forward(part)
             losses = found.losses(divisors)
-            self.scaler.scale(sum(losses.values())).backward()
+            self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
             for name, loss in losses.items():
                 sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
         return sums, total, images
@@ -301,19 +303,23 @@ class Trainer:
         Returns:
             The gradient norm of every parameter, and whether the step was made.
         """
+        for parameter in self.parameters:
+            if parameter.grad is None:  # it had no part in the losses of this batch
+                parameter.grad = torch.zeros_like(parameter)
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.parameters]
-        norms = torch.stack(torch._foreach_norm(gradients))
+        norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters]))
         norm = torch.linalg.vector_norm(norms)
         is_finite = torch.isfinite(norm) & torch.isfinite(total)
         if self.recipe.clip_norm:
             nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip_norm, norm)
         if self.scaler.is_enabled():
+            # Gradients too large for fp16 are the scaler's business, until it cannot scale less.
+            scale = self.scaler.scale(torch.ones((), device=self.device))
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            is_finite = torch.isfinite(total)  # of gradients too large for fp16 the scaler knows
+            is_finite = torch.isfinite(total) & (torch.isfinite(norm) | (scale > 1))
         elif self.optimizer.defaults["fused"]:
-            self.optimizer.found_inf = (~is_finite).float()
+            self.optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         elif is_finite:  # waits for the device: without a fused optimizer there is no other way
             self.optimizer.step()

@@ -30,13 +30,16 @@ class TensorBoardLog:
     no training is lost for it.
 
     Args:
-        folder: where the event files go; those of a run that is replaced are deleted.
+        folder: where the event files go; those of a run that is replaced are deleted. None writes
+            nothing: of many processes one keeps the log.
         steps_done: 0 at the start; a continued run gives the steps of its checkpoint, and later
             ones that an interrupted run left in the folder are not shown.
     """
 
-    def __init__(self, folder: Path, *, steps_done: int = 0):
+    def __init__(self, folder: Path | None, *, steps_done: int = 0):
         self._writer: Any = None
+        if folder is None:
+            return
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:

@@ -67,13 +67,16 @@ def train(
         log.info("Continuing after %s", _position(trainer, history, steps_per_epoch))
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
-        board = None
-        if ranks.is_main:
-            folder = run.output / "tensorboard"
-            board = stack.enter_context(TensorBoardLog(folder, steps_done=trainer.steps_done))
-            if checkpoint is None:
-                board.settings(asdict(recipe))
-        return _Session(run, trainer, loader, history, stop, board).go_on()
+        stack.callback(loader.close)
+        folder = run.output / "tensorboard" if ranks.is_main else None
+        board = stack.enter_context(TensorBoardLog(folder, steps_done=trainer.steps_done))
+        if checkpoint is None:
+            board.settings(asdict(recipe))
+        try:
+            return _Session(run, trainer, loader, history, stop, board).go_on()
+        except UserError:
+            stop.raise_received()  # a signal to every process ended the loaders, too
+            raise
 
 
 def fitting_batch_size(run: Run, recipe: Recipe, ranks: Ranks, *, resume: bool) -> int:
@@ -129,7 +132,7 @@ class _Session:
         loader: TrainingLoader,
         history: list[dict[str, Any]],
         stop: StopSignal,
-        board: TensorBoardLog | None,
+        board: TensorBoardLog,
     ):
         self.run, self.trainer, self.loader = run, trainer, loader
         self.history, self.stop = history, stop
@@ -220,9 +223,8 @@ class _Session:
 
     def _after_step(self, losses: Mapping[str, torch.Tensor]) -> None:
         """Saves when it is time or a signal asks for it; all ranks do so after the same step."""
-        if self.board is not None:
-            rate = self.trainer.optimizer.param_groups[0]["lr"]
-            self.board.step(self.trainer.steps_done, losses, rate)
+        rate = self.trainer.optimizer.param_groups[0]["lr"]
+        self.board.step(self.trainer.steps_done, losses, rate)
         due = time.monotonic() - self.saved_at > SAVE_INTERVAL_S
         if self.ranks.any(due or self.stop.received is not None):
             self._save_last()
@@ -230,11 +232,18 @@ class _Session:
 
     def _stop_if_asked(self) -> None:
         if self.ranks.any(self.stop.received is not None):
-            command = environment.command_line().replace(" --overwrite", "")
             if self.ranks.is_main:
-                log.warning("Stopped. Continue with: %s --resume", command.replace(" --resume", ""))
+                log.warning("Stopped. Continue with: %s", self._resume_command())
             self.stop.raise_received()
             raise cli.Terminated  # another rank was asked
+
+    def _resume_command(self) -> str:
+        command = environment.command_line()
+        for flag in (" --overwrite", " --resume"):
+            command = command.replace(flag, "")
+        if self.ranks.size > 1:
+            command = command.replace("python", f"torchrun --nproc_per_node={self.ranks.size}", 1)
+        return f"{command} --resume"
 
     def _save_last(self) -> None:
         state = self.trainer.state_dict()

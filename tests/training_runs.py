@@ -48,8 +48,8 @@ def metrics(output: Path) -> list[dict]:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """sha256 by name of the files in a run's folder, without the TensorBoard log."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    """sha256 by name of a run's files, without its TensorBoard log and what is known of images."""
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name != "image_cache.json"]
     return {path.name: artifacts.sha256(path) for path in files}
 
 

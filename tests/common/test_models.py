@@ -264,7 +264,7 @@ def test_frozen_layers_and_their_eps_return(tmp_path):
     """As torchvision builds them with COCO weights: frozen normalisation, stages not trained."""
     torch.manual_seed(0)
     model = build_model(MOBILENET, 3, min_size=64, max_size=96)
-    models._freeze_norms(model, 0.0)
+    models.freeze_norms(model, 0.0)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(("backbone.body.0", "backbone.body.1.")))
     for module in model.modules():

@@ -194,6 +194,30 @@ def test_anchors_and_targets_are_those_of_fp32_bit_for_bit(monkeypatch):
         assert torch.equal(exact, half)
 
 
+def test_fp16_scales_the_loss_and_skips_what_overflows(tmp_path):
+    """The same code on a CPU: the first scale is too large for a sum of squares in FP16."""
+    model = small_detector()
+    trainer = make_trainer(model, replace(SGD, amp="fp16", learning_rate=0.001), folder=tmp_path)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = copy.deepcopy(model.state_dict())
+    trainer.train_epoch([make_batch(2)])
+    assert trainer.scaler.get_scale() == 2.0**39
+    assert_same(model.state_dict(), before, tolerance=0)
+    trainer.train_epoch([make_batch(2)] * 30)
+    assert trainer.scaler.get_scale() < 2.0**38
+    assert trainer.finish_epoch().skipped_steps == 0  # finding its scale is no fault
+    assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_fp16_that_can_scale_no_less_ends_with_advice(tmp_path):
+    trainer = make_trainer(small_detector(), replace(SGD, amp="fp16"), folder=tmp_path)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    with torch.no_grad():
+        trainer.model.roi_heads.box_head.fc6.weight.mul_(1e30)
+    with pytest.raises(UserError, match="in a row – lower --lr"):
+        trainer.train_epoch([make_batch(2)] * 12)
+
+
 # --- losses that are no number ----------------------------------------------------------------
 
 

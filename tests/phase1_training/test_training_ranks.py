@@ -64,7 +64,7 @@ def train_together(parts: int, dtype: torch.dtype) -> tuple[list, dict, dict]:
             }
             made = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
             found.append((losses, {name: value.clone() for name, value in made.items()}))
-        trainer = make_trainer(small_detector(), recipe, ranks=ranks)
+        trainer = make_trainer(small_detector(frozen_norms=False), recipe, ranks=ranks)
         trainer.train_epoch([share(count, ranks.rank, ranks.size) for count in STEPS])
         result = trainer.finish_epoch()
         assert result.images == sum(STEPS)
