@@ -14,8 +14,8 @@ from torchvision.models.detection import FasterRCNN
 from common import models, training_losses
 from tests.random_detectors import random_detector
 
-MIN_SIZE, MAX_SIZE = 96, 160
-SIZES = ((96, 160), (160, 96), (96, 128), (96, 96), (112, 96))  # none of which is resized
+MIN_SIZE, MAX_SIZE = 64, 96
+SIZES = ((64, 96), (96, 64), (64, 80), (64, 64), (72, 64))  # none of which is resized
 LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
 
 
@@ -61,11 +61,13 @@ def frozen_detector(architecture: str) -> FasterRCNN:
     return copy.deepcopy(_detector(architecture))
 
 
-def mixed_batch(model: FasterRCNN, count: int, *, boxes: bool = True) -> MixedBatch:
+def mixed_batch(
+    model: FasterRCNN, count: int, *, boxes: bool = True, dtype: torch.dtype = torch.float32
+) -> MixedBatch:
     """`count` images (up to 5) of different sizes; the second one has no boxes."""
     generator = torch.Generator().manual_seed(11)
     sizes = list(SIZES[:count])
-    images = [torch.rand(3, *size, generator=generator) for size in sizes]
+    images = [torch.rand(3, *size, generator=generator).to(dtype) for size in sizes]
     targets = []
     for index, (height, width) in enumerate(sizes):
         number = 0 if index == 1 or not boxes else index + 2

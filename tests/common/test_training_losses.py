@@ -137,7 +137,7 @@ def test_samples_are_counted_without_the_box_head(demo, count):
 
 
 def test_counting_leaves_the_statistics_of_batch_normalisation():
-    model = random_detector("demo", num_classes=4, min_size=96, max_size=160).train()
+    model = random_detector("demo", num_classes=4, min_size=64, max_size=96).train()
     batch = mixed_batch(model, 2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     counted = count_samples(model, *batch.whole)
