@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from common import artifacts, paths
+from common import anchors, artifacts, paths
 from common.cli import UserError, log
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def build_model(
     weights: str = "none",
     min_size: int | None = None,
     max_size: int | None = None,
+    anchor_sizes: Sequence[int] | None = None,
 ) -> "FasterRCNN":
     """Builds a detector on the CPU, in training mode.
 
@@ -109,6 +110,7 @@ def build_model(
             (backbone only) or "none" (random).
         min_size: short side after the resize in pixels; by default the architecture's own.
         max_size: longest side after the resize in pixels.
+        anchor_sizes: as many as the architecture has, in pixels after the resize.
 
     Raises:
         UserError: no such architecture, or weights that do not exist or cannot be fetched.
@@ -124,6 +126,9 @@ def build_model(
     else:
         model = _build_torchvision(architecture, num_classes, weights)
     model.transform = exact_resize_transform(model, min_size, max_size)
+    if anchor_sizes is not None:
+        levels = anchors.arrange_sizes(anchor_sizes, model.rpn.anchor_generator.sizes)
+        anchors.set_anchor_sizes(model, levels)
     return model
 
 
@@ -281,6 +286,7 @@ def save_model(
         "num_classes": len(class_names) + 1,
         "min_size": model.transform.min_size[-1],
         "max_size": model.transform.max_size,
+        "anchor_sizes": [list(level) for level in model.rpn.anchor_generator.sizes],
         "frozen_norm_eps": next((norm.eps for norm in frozen_norms), None),
         "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
         "class_names": list(class_names),
@@ -335,6 +341,8 @@ def _rebuild(checkpoint: Mapping[str, Any]) -> "FasterRCNN":
         min_size=checkpoint["min_size"],
         max_size=checkpoint["max_size"],
     )
+    if "anchor_sizes" in checkpoint:
+        anchors.set_anchor_sizes(model, checkpoint["anchor_sizes"])
     if checkpoint.get("frozen_norm_eps") is not None:
         freeze_norms(model, checkpoint["frozen_norm_eps"])
     model.load_state_dict(checkpoint["model_state_dict"])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from common import models
+from common.anchors import arrange_sizes
 
 IOUS = (0.3, 0.5, 0.7)  # torchvision: below 0.3 background, from 0.7 on positive by itself
 PROBE_SIDE = 1024  # pixels; a multiple of every stride
@@ -45,12 +46,16 @@ class Anchors:
 
 
 @functools.cache
-def anchors_of(architecture: str) -> Anchors:
-    """Reads anchors and strides from the model, built without memory or arithmetic."""
+def anchors_of(architecture: str, anchor_sizes: Sequence[int] | None = None) -> Anchors:
+    """Reads anchors and strides from the model, built without memory or arithmetic.
+
+    Args:
+        anchor_sizes: in place of the architecture's own, in pixels after the resize.
+    """
     import torch
 
     with torch.device("meta"), torch.no_grad():
-        model = models.build_model(architecture, num_classes=2).eval()
+        model = models.build_model(architecture, 2, anchor_sizes=anchor_sizes).eval()
         levels = model.backbone(torch.empty(1, 3, PROBE_SIDE, PROBE_SIDE))
     generator = model.rpn.anchor_generator
     return Anchors(
@@ -108,7 +113,7 @@ def suggest(boxes_xyxy: np.ndarray, sizes_wh: np.ndarray, anchors: Anchors) -> A
     count = len(anchors.sizes[0]) if shared else sum(map(len, anchors.sizes))
     quantiles = np.quantile(logarithms, (np.arange(count) + 0.5) / count)
     candidates = [
-        replace(anchors, sizes=_arrange(centres, anchors.sizes, shared))
+        replace(anchors, sizes=arrange_sizes(_whole(centres), anchors.sizes))
         for centres in (quantiles, _k_means(logarithms, quantiles))
     ]
     missed = [
@@ -116,6 +121,10 @@ def suggest(boxes_xyxy: np.ndarray, sizes_wh: np.ndarray, anchors: Anchors) -> A
     ]
     best = int(np.argmin(missed[1:]))
     return candidates[best] if missed[0] - missed[1 + best] >= MIN_GAIN else None
+
+
+def _whole(logarithms: np.ndarray) -> list[int]:
+    return [max(1, round(float(size))) for size in np.exp(logarithms)]
 
 
 def _k_means(values: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -126,19 +135,6 @@ def _k_means(values: np.ndarray, centres: np.ndarray) -> np.ndarray:
         counts = np.bincount(nearest, minlength=len(centres))
         centres = np.where(counts > 0, sums / np.maximum(counts, 1), centres)
     return np.sort(centres)
-
-
-def _arrange(
-    logarithms: np.ndarray, like: tuple[tuple[int, ...], ...], shared: bool
-) -> tuple[tuple[int, ...], ...]:
-    """Sizes in the form of `like`: the small ones on the fine levels."""
-    sizes = [max(1, round(float(size))) for size in np.exp(logarithms)]
-    if shared:
-        return (tuple(sizes),) * len(like)
-    ends = np.cumsum([len(level) for level in like]).tolist()
-    return tuple(
-        tuple(sizes[end - len(level) : end]) for end, level in zip(ends, like, strict=True)
-    )
 
 
 # --- report -----------------------------------------------------------------------------------

@@ -78,6 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--min-size", type=cli.positive_int, help="short side after the resize, px")
     parser.add_argument("--max-size", type=cli.positive_int, help="longest side after it, px")
     parser.add_argument(
+        "--anchor-sizes", type=cli.positive_int_list, help="in place of the architecture's own, px"
+    )
+    parser.add_argument(
         "--workers", type=cli.non_negative_int, default=WORKERS, help="threads that read images"
     )
     parser.add_argument("--fix", type=Path, metavar="NEW.json", help="write a repaired copy")
@@ -97,6 +100,7 @@ def _check(args: argparse.Namespace) -> None:
         max_size=max_size,
         workers=args.workers,
         cache=args.output / CACHE,
+        anchor_sizes=args.anchor_sizes,
     )
     _log_report(report)
     path = args.output / "data_report.json"

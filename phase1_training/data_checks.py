@@ -180,8 +180,9 @@ def _recall_problems(report: Mapping[str, Any]) -> list[Problem]:
     if other is None:
         message += ". Other anchor sizes gain nothing: raise --min-size"
     else:
-        sizes = ", ".join(map(str, sorted({size for level in other["sizes"] for size in level})))
-        message += f". Anchor sizes {sizes} would leave {_percent(other, 0.5)} (without one of "
+        levels = other["sizes"][:1] if len(set(other["sizes"])) == 1 else other["sizes"]
+        sizes = ",".join(str(size) for level in levels for size in level)
+        message += f". --anchor-sizes {sizes} would leave {_percent(other, 0.5)} (without one of "
         message += f"0.7: {_percent(other, 0.7)} instead of {_percent(own, 0.7)})"
     return [Problem("anchor recall", "warning", message)]
 

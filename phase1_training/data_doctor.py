@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from common.coco_format import (
     parse_content,
 )
 from phase1_training import data_checks, image_checks
-from phase1_training.anchor_fit import anchors_of
+from phase1_training.anchor_fit import Anchors, anchors_of
 
 SEVERITIES = ("error", "warning", "note")
 SUMMARY_KINDS = 8  # lines of a summary
@@ -31,6 +31,7 @@ def examine(
     max_size: int,
     workers: int,
     cache: Path | None,
+    anchor_sizes: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Refuses data that would crash a training or spoil it silently, before its first step.
 
@@ -38,6 +39,7 @@ def examine(
         architecture, min_size, max_size: the model and the resize that boxes are judged by.
         workers: threads that decode images.
         cache: see `image_checks.read_pictures`; None reads every image.
+        anchor_sizes: in place of the architecture's own.
 
     Returns:
         The report of `inspect`; warnings are left to `summary_lines`.
@@ -45,7 +47,9 @@ def examine(
     Raises:
         UserError: the first error, and the command that lists all of them.
     """
-    report, splits = _check_annotations(data_path, architecture, min_size, max_size)
+    report, splits = _check_annotations(
+        data_path, anchors_of(architecture, anchor_sizes), architecture, min_size, max_size
+    )
     _refuse_errors(report, data_path)  # before minutes of decoding
     _check_images(report, splits, workers, cache)
     _refuse_errors(report, data_path)
@@ -60,6 +64,7 @@ def inspect(
     max_size: int,
     workers: int = 0,
     cache: Path | None = None,
+    anchor_sizes: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Examines annotations and images and lists everything; arguments as of `examine`.
 
@@ -70,13 +75,15 @@ def inspect(
     Raises:
         UserError: there are no training annotations, or a file is not JSON at all.
     """
-    report, splits = _check_annotations(data_path, architecture, min_size, max_size)
+    report, splits = _check_annotations(
+        data_path, anchors_of(architecture, anchor_sizes), architecture, min_size, max_size
+    )
     _check_images(report, splits, workers, cache)
     return report
 
 
 def _check_annotations(
-    data_path: Path, architecture: str, min_size: int, max_size: int
+    data_path: Path, anchors: Anchors, architecture: str, min_size: int, max_size: int
 ) -> tuple[dict[str, Any], dict[str, ParsedFile]]:
     splits: dict[str, ParsedFile] = {}
     for name in ("train", "val"):
@@ -87,7 +94,6 @@ def _check_annotations(
                 raise
         else:
             splits[name] = parse_content(data_path, file, read_annotations(file))
-    anchors = anchors_of(architecture)
     report: dict[str, Any] = {
         "architecture": architecture,
         "min_size": min_size,

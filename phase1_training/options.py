@@ -56,6 +56,12 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
         help="train on these short sides in turn, one for each batch (default: --min-size alone)",
     )
     data.add_argument(
+        "--anchor-sizes",
+        type=cli.positive_int_list,
+        metavar="PX,PX,...",
+        help="in place of the architecture's own; check_data.py suggests some",
+    )
+    data.add_argument(
         "--trainable-stages",
         type=cli.non_negative_int,
         help="stages of the backbone to train, from its end; 0: the heads alone (default: all, or "

@@ -26,6 +26,7 @@ class Run:
     weights: str
     min_size: int
     max_size: int
+    anchor_sizes: tuple[int, ...] | None  # in place of the architecture's own
     train: coco.CocoSplit
     val: coco.CocoSplit
     output: Path
@@ -134,6 +135,7 @@ def _settings(run: Run, recipe: "Recipe") -> dict[str, Any]:
         "weights": run.weights,
         "min_size": run.min_size,
         "max_size": run.max_size,
+        "anchor_sizes": run.anchor_sizes,
         "seed": run.seed,
         **asdict(recipe),
         "train annotations (sha256)": artifacts.sha256(run.train.annotation_file),

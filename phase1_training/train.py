@@ -64,6 +64,7 @@ def _prepare(args: argparse.Namespace) -> Run:
         weights=args.weights or ("none" if architecture == models.DEMO else "coco"),
         min_size=min_size,
         max_size=max_size,
+        anchor_sizes=tuple(args.anchor_sizes) if args.anchor_sizes else None,
         train=train_split,
         val=val_split,
         output=args.output,
@@ -78,7 +79,7 @@ def _load_start(args: argparse.Namespace, train_split: coco.CocoSplit) -> models
     """The checkpoint to start from, which settles architecture and sizes and knows the classes."""
     if args.model_path is None:
         return None
-    for flag in ("architecture", "weights", "min_size", "max_size"):
+    for flag in ("architecture", "weights", "min_size", "max_size", "anchor_sizes"):
         if getattr(args, flag) is not None:
             name = f"--{flag.replace('_', '-')}"
             raise UserError(name, "is settled by --model-path", "leave one of them out")
@@ -112,6 +113,7 @@ def _examine_data(args: argparse.Namespace, run: Run, ranks: "Ranks") -> None:
             max_size=run.max_size,
             workers=max(1, run.workers),
             cache=run.metrics / "image_cache.json",
+            anchor_sizes=run.anchor_sizes,
         )
         for line in data_doctor.summary_lines(report):
             log.info("%s", line)

@@ -109,6 +109,7 @@ def _build(run: Run, recipe: Recipe, resume: bool) -> Any:
             weights=run.weights,
             min_size=run.min_size,
             max_size=run.max_size,
+            anchor_sizes=run.anchor_sizes,
         )
     if recipe.trainable_stages is not None:
         set_trainable_stages(model, recipe.trainable_stages)

@@ -138,6 +138,7 @@ def test_many_scales_and_frozen_stages_train(shapes, tmp_path):
     output, start = tmp_path / "run", tmp_path / "start"
     assert run_training(shapes, start, "--epochs", 1, "--lr", 1e-12) == 0
     more = ["--multi-scale", "48,64,80", "--trainable-stages", 1, "--clip-norm", 1]
+    more += ["--anchor-sizes", "8,12,20,32,48,72,100,140"]
     assert run_training(shapes, output, "--epochs", 1, *more) == 0
     before = load_model(start / "last.pth", CPU).model  # as it was drawn: the step was tiny
     after = load_model(output / "last.pth", CPU).model
@@ -150,7 +151,8 @@ def test_many_scales_and_frozen_stages_train(shapes, tmp_path):
     assert moved == {"layer4"}
     means = {k: v for k, v in after.backbone.body.named_buffers() if k.endswith("running_mean")}
     assert {name.split(".")[0] for name, mean in means.items() if mean.any()} == {"layer4"}
-    assert load_model(output / "last.pth", CPU).model.transform.min_size == (64,)
+    assert after.transform.min_size == (64,)
+    assert after.rpn.anchor_generator.sizes == ((8, 12), (20, 32), (48, 72), (100, 140))
 
 
 def test_the_last_images_of_a_batch_that_is_too_large_are_told(shapes, tmp_path, capsys):
