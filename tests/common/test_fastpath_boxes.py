@@ -164,6 +164,7 @@ ANCHORS = torch.cat([torch.cat((GRID, GRID + side), dim=1) for side in (8, 16, 3
         pytest.param(targets_of([3, 3, 5, 5]), id="one tiny box, several best anchors tie"),
         pytest.param(targets_of([500, 500, 600, 600]), id="outside: every anchor is as bad"),
         pytest.param(targets_of([8, 8, 40, 40], [8, 8, 40, 40]), id="twice the same"),
+        pytest.param(targets_of([0, 0, 16, 8], [0, 8, 16, 16]), id="two boxes fit as well"),
         pytest.param(
             targets_of(*[[i, 2 * i, i + 20, 2 * i + 14 + i] for i in range(25)]), id="many"
         ),
@@ -181,6 +182,17 @@ def test_matching_is_torchvisions(demo, target, at_once, monkeypatch):
         assert torch.equal(own, stock)
     assert torch.equal(found[1][0][positive], expected[1][0][positive])
     assert torch.equal(found[1][1], expected[1][1])
+
+
+def test_overlaps_equal_to_a_threshold(demo, monkeypatch):
+    monkeypatch.setattr(demo.rpn.proposal_matcher, "low_threshold", 1 / 16)
+    monkeypatch.setattr(demo.rpn.proposal_matcher, "high_threshold", 1 / 4)
+    target = targets_of([8, 8, 40, 40])  # anchors of 8 and 16 px inside cover 1/16 and 1/4
+    (expected,), _ = demo.rpn.assign_targets_to_anchors([ANCHORS], [target])
+    with lean_matching(demo.rpn):
+        (found,), _ = demo.rpn.assign_targets_to_anchors([ANCHORS], [target])
+    assert set(found.tolist()) == {-1, 0, 1}
+    assert torch.equal(found, expected)
 
 
 def test_overlaps_are_torchvisions_bit_for_bit():

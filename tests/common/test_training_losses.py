@@ -68,6 +68,15 @@ def test_a_box_head_with_batch_normalisation_sees_the_sampled_regions_only():
     assert_close(found.losses(), expected, 2e-6)
 
 
+def test_fewer_candidates_than_asked_for():
+    model = frozen_detector("demo")
+    model.rpn.fg_bg_sampler.batch_size_per_image = 10**6
+    model.roi_heads.fg_bg_sampler.batch_size_per_image = 10**6
+    batch = mixed_batch(model, 3)
+    expected = stock_losses(model, batch)
+    assert_close(training_losses(model, *batch.whole).losses(), expected, 2e-6)
+
+
 def test_a_batch_without_any_box_has_finite_losses_and_gradients(demo):
     batch = mixed_batch(demo, 2, boxes=False)
     found = training_losses(demo, *batch.whole)
