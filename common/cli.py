@@ -23,6 +23,7 @@ from common import paths
 
 EXIT_OK, EXIT_BUG, EXIT_USER_ERROR = 0, 1, 2
 PROGRESS_INTERVAL_S = 10.0  # between plain progress lines when there is no terminal
+STATUS_INTERVAL_S = 2.0  # between looks at the status beside a bar
 
 log = logging.getLogger("detection")
 Item = TypeVar("Item")
@@ -151,21 +152,42 @@ def _report_bug(error: Exception, *, show: bool) -> None:
     sys.stderr.write(f"error: internal error ({summary}) – {remedy}\n")
 
 
-def progress(items: Iterable[Item], *, total: int, label: str) -> Iterator[Item]:
-    """A tqdm bar on a terminal, a plain line every few seconds elsewhere, nothing when quiet."""
+def progress(
+    items: Iterable[Item], *, total: int, label: str, status: Callable[[], str] = lambda: ""
+) -> Iterator[Item]:
+    """A tqdm bar on a terminal, a plain line every few seconds elsewhere, nothing when quiet.
+
+    Args:
+        status: what else to show, for instance the loss; asked for every few seconds only.
+    """
     if not log.isEnabledFor(logging.INFO):
         yield from items
-    elif sys.stderr.isatty():
+        return
+    bar = None
+    if sys.stderr.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(items, total=total, desc=label, leave=False, ascii="NO_COLOR" in os.environ)
-    else:
-        next_line = time.monotonic() + PROGRESS_INTERVAL_S
+        bar = tqdm(total=total, desc=label, leave=False, ascii="NO_COLOR" in os.environ)
+    interval = STATUS_INTERVAL_S if bar else PROGRESS_INTERVAL_S
+    next_line = time.monotonic() + interval
+    try:
         for done, item in enumerate(items):
             if time.monotonic() >= next_line:
-                log.info("%s: %d of %d", label, done, total)
-                next_line = time.monotonic() + PROGRESS_INTERVAL_S
+                if bar:
+                    bar.set_postfix_str(status())
+                else:
+                    log.info("%s: %d of %d%s", label, done, total, _after_comma(status()))
+                next_line = time.monotonic() + interval
             yield item
+            if bar:
+                bar.update()
+    finally:
+        if bar:
+            bar.close()
+
+
+def _after_comma(text: str) -> str:
+    return f", {text}" if text else ""
 
 
 def finished(saved: Sequence[Path], next_command: str | None) -> None:

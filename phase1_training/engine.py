@@ -167,11 +167,15 @@ class Trainer:
         norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
         self.ranks.mean_buffers(buffer for norm in norms for buffer in norm.buffers())
 
+    def status(self) -> str:
+        """`loss 0.812`, the mean of the epoch so far on this rank; waits for the device."""
+        total = float(torch.stack(list(self.totals.losses.values())).sum())
+        return f"loss {total / max(1, self.totals.images):.3f}"
+
     def finish_epoch(self) -> EpochResult:
         """The means over the epoch's images on all ranks."""
         totals = self.totals
-        counts = torch.tensor([float(totals.images)], device=self.device, dtype=torch.float64)
-        images = int(self.ranks.sum_(counts).item())
+        images = int(self.ranks.sum_(torch.tensor(totals.images, device=self.device)))
         means = {
             name: self.ranks.sum_(value.clone()).item() / images
             for name, value in totals.losses.items()

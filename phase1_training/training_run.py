@@ -166,7 +166,8 @@ class _Session:
         label = f"epoch {epoch}/{recipe.epochs}"
         if self.ranks.is_main and self.trainer.steps_done == 0:
             batches = self._with_picture(batches)
-        trainer.train_epoch(cli.progress(batches, total=left, label=label), self._after_step)
+        shown = cli.progress(batches, total=left, label=label, status=trainer.status)
+        trainer.train_epoch(shown, self._after_step)
         result = trainer.finish_epoch()
         if not trainer.monitor.in_a_row:
             self._save_last()  # a run killed while it validates has lost nothing

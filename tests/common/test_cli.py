@@ -1,6 +1,7 @@
 """common.cli: exit statuses, one-line errors and argument types, seen from outside."""
 
 import argparse
+import io
 import logging
 import os
 import signal
@@ -257,6 +258,21 @@ def test_progress_passes_every_item_on(caplog, monkeypatch):
     with caplog.at_level(logging.INFO, logger=cli.log.name):
         assert list(cli.progress(iter("abc"), total=3, label="frames")) == ["a", "b", "c"]
     assert caplog.messages == ["frames: 0 of 3", "frames: 1 of 3", "frames: 2 of 3"]
+
+
+def test_progress_shows_a_status_in_its_lines_and_beside_its_bar(caplog, monkeypatch):
+    monkeypatch.setattr(cli, "PROGRESS_INTERVAL_S", 0.0)
+    with caplog.at_level("INFO", logger="detection"):
+        list(cli.progress(range(2), total=2, label="steps", status=lambda: "loss 0.5"))
+    assert caplog.messages == ["steps: 0 of 2, loss 0.5", "steps: 1 of 2, loss 0.5"]
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(cli, "STATUS_INTERVAL_S", 0.0)
+    with caplog.at_level("INFO", logger="detection"):
+        list(cli.progress(range(2), total=2, label="steps", status=lambda: "loss 0.5"))
+    assert "steps" in shown.getvalue()
+    assert "loss 0.5" in shown.getvalue()
 
 
 def test_quiet_progress_says_nothing(caplog):
