@@ -99,11 +99,18 @@ def survivors_decoded(rpn: RegionProposalNetwork) -> Iterator[None]:
                 for level, number in enumerate(anchors_per_level)
             ]
         )
-        kept = [
-            _suppressed(rpn, own_boxes, own_scores, levels, shape)
-            for own_boxes, own_scores, shape in zip(boxes, scores, image_shapes, strict=True)
-        ]
-        return [boxes for boxes, _ in kept], [scores for _, scores in kept]
+        for own, (height, width) in zip(boxes, image_shapes, strict=True):
+            own[:, 0::2].clamp_(0, width)
+            own[:, 1::2].clamp_(0, height)
+        usable = has_sides(boxes, rpn.min_size) & (scores >= rpn.score_thresh)
+        waits = boxes.device.type in SYNCHRONOUS_DEVICES
+        suppress = _dropped_and_suppressed if waits else _suppressed_without_dropping
+        kept = suppress(boxes, scores, levels, usable, rpn.nms_thresh)
+        kept = [own[: rpn.post_nms_top_n()] for own in kept]
+        return (
+            [own[place] for own, place in zip(boxes, kept, strict=True)],
+            [own[place] for own, place in zip(scores, kept, strict=True)],
+        )
 
     with (
         replaced(rpn.box_coder, decode=decode_later),
@@ -112,47 +119,45 @@ def survivors_decoded(rpn: RegionProposalNetwork) -> Iterator[None]:
         yield
 
 
-def _suppressed(
-    rpn: RegionProposalNetwork,
-    boxes: Tensor,
-    scores: Tensor,
-    levels: Tensor,
-    image_shape: tuple[int, int],
-) -> tuple[Tensor, Tensor]:
-    """The proposals of one image after clipping and suppression: boxes [P, 4], scores [P]."""
-    boxes[:, 0::2].clamp_(0, image_shape[1])
-    boxes[:, 1::2].clamp_(0, image_shape[0])
-    usable = has_sides(boxes, rpn.min_size) & (scores >= rpn.score_thresh)
-    if boxes.device.type in SYNCHRONOUS_DEVICES:
-        place = usable.nonzero()[:, 0]
-        kept = place[batched_nms(boxes[place], scores[place], levels[place], rpn.nms_thresh)]
-    else:
-        boxes, kept = _suppress_in_one_launch(boxes, scores, levels, usable, rpn.nms_thresh)
-    kept = kept[: rpn.post_nms_top_n()]
-    return boxes[kept], scores[kept]
-
-
-def _suppress_in_one_launch(
+def _dropped_and_suppressed(
     boxes: Tensor, scores: Tensor, levels: Tensor, usable: Tensor, iou_threshold: float
-) -> tuple[Tensor, Tensor]:
-    """Non-maximum suppression within each level, of usable boxes only; waits for NMS alone.
+) -> list[Tensor]:
+    """Non-maximum suppression among the usable boxes of each image and level.
 
-    Dropping the other boxes first, as torchvision does, waits for the device to count them. Here
-    they become copies of the best box, with a lower score, and suppression drops them. With no
-    usable box at all the first one stays, with sides of a pixel: the box head always gets one.
+    Args:
+        boxes: [B, N, 4]; scores: [B, N]; levels: int64 [N]; usable: bool [B, N].
 
     Returns:
-        boxes [N, 4] and the places of the kept ones, best first.
+        The places of the kept boxes of each image, best first.
+    """
+    kept = []
+    for own_boxes, own_scores, own_usable in zip(boxes, scores, usable, strict=True):
+        place = own_usable.nonzero()[:, 0]
+        order = batched_nms(own_boxes[place], own_scores[place], levels[place], iou_threshold)
+        kept.append(place[order])
+    return kept
+
+
+def _suppressed_without_dropping(
+    boxes: Tensor, scores: Tensor, levels: Tensor, usable: Tensor, iou_threshold: float
+) -> list[Tensor]:
+    """What `_dropped_and_suppressed` computes, waiting for the device at NMS alone.
+
+    To drop the unusable boxes, the host waits until they are counted. Here they become copies of
+    their image's best box with a lower score (in place), and suppression drops them. Of an image
+    without a usable box one box stays, with sides of a pixel.
     """
     candidates = torch.where(usable, scores, -1.0)
-    best = candidates.argmax(dim=0, keepdim=True)  # an index without dimensions would be waited for
-    one_pixel = boxes.new_zeros(1, 4)
-    one_pixel[:, 2:] = 1
-    spare = torch.where(usable[best, None], boxes[best], one_pixel)
-    boxes = torch.where(usable[:, None], boxes, spare)
-    levels = torch.where(usable, levels, levels[best])
-    apart = boxes + (levels * (boxes.max() + 1))[:, None]  # as torchvision keeps them apart
-    return boxes, nms(apart, candidates, iou_threshold)
+    best = candidates.argmax(dim=1, keepdim=True)
+    spare = boxes.gather(1, best[..., None].expand(-1, -1, 4))
+    one_pixel = torch.zeros_like(spare)
+    one_pixel[..., 2:] = 1
+    spare = torch.where(usable.gather(1, best)[..., None], spare, one_pixel)
+    boxes.copy_(torch.where(usable[..., None], boxes, spare))
+    own_levels = torch.where(usable, levels, levels[best])
+    farthest = boxes.amax(dim=(1, 2))[:, None]
+    apart = boxes + (own_levels * (farthest + 1))[..., None]  # as torchvision keeps them apart
+    return [nms(*own, iou_threshold) for own in zip(apart, candidates, strict=True)]
 
 
 # --- matching ---------------------------------------------------------------------------------

@@ -92,11 +92,13 @@ def training_losses(
         features = model.backbone(images)
     rpn = _run_rpn(model.rpn, images, sizes, features)
     anchors = _sample_anchors(model.rpn, rpn, targets, generators)
-    rois = _sample_rois(model.roi_heads, rpn.proposals, targets, generators)
+    rpn_sums = _rpn_sums(model.rpn, rpn, anchors)  # queued on a GPU before NMS waits for it
+    proposals = _propose(model.rpn, rpn, sizes)
+    rois = _sample_rois(model.roi_heads, proposals, targets, generators)
 
     pooled = model.roi_heads.box_roi_pool(features, rois.boxes, list(sizes))
     logits, deltas = model.roi_heads.box_predictor(model.roi_heads.box_head(pooled))
-    sums = {**_roi_sums(logits, deltas, rois), **_rpn_sums(model.rpn, rpn, anchors)}
+    sums = {**_roi_sums(logits, deltas, rois), **rpn_sums}
     return LossSums(sums, torch.stack((anchors.count, rois.count)))
 
 
@@ -118,7 +120,8 @@ def count_samples(
         features = model.backbone(images)
     rpn = _run_rpn(model.rpn, images, sizes, features)
     anchors = _sample_anchors(model.rpn, rpn, targets, generators)
-    rois = _sample_rois(model.roi_heads, rpn.proposals, targets, generators)
+    proposals = _propose(model.rpn, rpn, sizes)
+    rois = _sample_rois(model.roi_heads, proposals, targets, generators)
     return torch.stack((anchors.count, rois.count))
 
 
@@ -130,7 +133,7 @@ class _RpnOutput:
     objectness: Tensor  # [B, N] logits
     deltas: Tensor  # [B, N, 4]
     anchors: list[Tensor]  # per image [N, 4]; equal, as the images share their padding
-    proposals: list[Tensor]  # per image [P, 4], without gradient
+    anchors_per_level: list[int]
 
 
 @dataclass(frozen=True)
@@ -153,14 +156,25 @@ def _run_rpn(
     anchors = rpn.anchor_generator(ImageList(images, list(sizes)), levels)
     anchors_per_level = [level[0].numel() for level in objectness_maps]
     objectness, deltas = concat_box_prediction_layers(objectness_maps, delta_maps)
-    with torch.no_grad():
-        proposals = rpn.box_coder.decode(deltas.detach(), anchors).view(len(images), -1, 4)
-        proposals, _ = rpn.filter_proposals(
-            proposals, objectness.detach(), list(sizes), anchors_per_level
-        )
     return _RpnOutput(
-        objectness.view(len(images), -1), deltas.view(len(images), -1, 4), anchors, proposals
+        objectness.view(len(images), -1),
+        deltas.view(len(images), -1, 4),
+        anchors,
+        anchors_per_level,
     )
+
+
+@torch.no_grad()
+def _propose(
+    rpn: "RegionProposalNetwork", output: _RpnOutput, sizes: Sequence[tuple[int, int]]
+) -> list[Tensor]:
+    """Regions that may hold an object, per image [P, 4]."""
+    batch = len(output.anchors)
+    boxes = rpn.box_coder.decode(output.deltas.detach().flatten(0, 1), output.anchors)
+    proposals, _ = rpn.filter_proposals(
+        boxes.view(batch, -1, 4), output.objectness.detach(), list(sizes), output.anchors_per_level
+    )
+    return proposals
 
 
 @torch.no_grad()

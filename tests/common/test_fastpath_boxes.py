@@ -108,26 +108,37 @@ def random_candidates(seed, count=400, levels=3):
     return boxes, scores, torch.randint(0, levels, (count,), generator=generator).sort()[0]
 
 
-@pytest.mark.parametrize("unusable", [0, 1, 150, 399])
-def test_suppression_without_a_wait_equals_dropping_boxes_first(unusable):
-    boxes, scores, levels = random_candidates(unusable)
-    usable = torch.rand(400, generator=torch.Generator().manual_seed(1)).argsort() >= unusable
+def test_suppression_without_dropping_equals_dropping_first():
+    numbers = (0, 1, 150, 399)  # of unusable boxes
+    boxes, scores, levels = map(torch.stack, zip(*map(random_candidates, numbers), strict=True))
+    levels = levels[0]
+    usable = torch.rand(4, 400, generator=torch.Generator().manual_seed(1)).argsort(1)
+    usable = usable >= torch.tensor(numbers)[:, None]
     boxes[~usable] = torch.nan  # such as overflowing weights make
-    place = usable.nonzero()[:, 0]
-    kept = batched_nms(boxes[place], scores[place], levels[place], 0.5)
-    found, order = fastpath_boxes._suppress_in_one_launch(boxes, scores, levels, usable, 0.5)
-    assert 1 <= len(kept) < max(2, len(place))
-    assert order.tolist() == place[kept].tolist()
-    assert torch.equal(found[order], boxes[place[kept]])
+    expected = fastpath_boxes._dropped_and_suppressed(boxes, scores, levels, usable, 0.5)
+    places = [own.nonzero()[:, 0] for own in usable]
+    by_hand = [
+        place[batched_nms(own[place], own_scores[place], levels[place], 0.5)]
+        for own, own_scores, place in zip(boxes, scores, places, strict=True)
+    ]
+    before = boxes.clone()
+    found = fastpath_boxes._suppressed_without_dropping(boxes, scores, levels, usable, 0.5)
+    for image, (own, stock, hand) in enumerate(zip(found, expected, by_hand, strict=True)):
+        assert own.tolist() == stock.tolist() == hand.tolist()
+        assert 1 <= len(own) <= len(places[image])
+        assert torch.equal(boxes[image][own], before[image][own])
+    assert len(found[0]) < 400
 
 
 def test_of_unusable_boxes_one_harmless_box_stays():
     boxes, scores, levels = random_candidates(0)
-    boxes[:] = torch.nan
-    found, order = fastpath_boxes._suppress_in_one_launch(
-        boxes, scores, levels, torch.zeros(400, dtype=torch.bool), 0.5
+    boxes = torch.stack((boxes, torch.full_like(boxes, torch.nan)))
+    usable = torch.tensor([True, False])[:, None].expand(2, 400)
+    kept = fastpath_boxes._suppressed_without_dropping(
+        boxes, scores.expand(2, 400), levels, usable, 0.5
     )
-    assert found[order].tolist() == [[0, 0, 1, 1]]
+    assert len(kept[0]) > 1
+    assert boxes[1][kept[1]].tolist() == [[0, 0, 1, 1]]
 
 
 def test_only_survivors_are_decoded(demo):

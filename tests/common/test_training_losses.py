@@ -234,8 +234,8 @@ def spied(model, batch, context):
     )
     with context, spy, mock.patch.object(subject, "encode_boxes", encode):
         losses = training_losses(model, *batch.whole).losses()
-    # The box head's targets come first; the RPN's depend on the anchors and the seeds alone.
-    return anchors[0], targets[1], losses
+    # The RPN's come first and depend on anchors and seeds alone; the box head's, on proposals.
+    return anchors[0], targets[0], losses
 
 
 def test_bfloat16_leaves_anchors_and_regression_targets_alone(demo):
