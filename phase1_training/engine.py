@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,21 @@ LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_bo
 
 @dataclass
 class EpochTotals:
-    """What an epoch has come to so far. `step` is the position in the epoch's plan of batches; the
-    losses are sums over the images, on the device."""
+    """What an epoch has come to so far.
+
+    Attributes:
+        step: position in the epoch's plan of batches.
+        losses: sums over the images of this rank's share of the mean losses, on the device.
+        weight: number of those images, over all ranks; a skipped step counts for neither.
+        images: all images of this rank.
+        seconds: spent on steps and on waiting for batches.
+        skipped_before: steps skipped in earlier epochs.
+    """
 
     epoch: int
+    losses: dict[str, torch.Tensor]
+    weight: torch.Tensor
     step: int = 0
-    losses: dict[str, torch.Tensor] = field(default_factory=dict)
     images: int = 0
     seconds: float = 0.0
     skipped_before: int = 0
@@ -99,13 +108,13 @@ class Trainer:
         return self.ema.averaged_model(self.model) if self.ema else self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continued run needs beside the model's own weights, on the CPU. Every rank has
-        to call it."""
+        """All that a continued run needs beside the model's own weights. Every rank has to call
+        it."""
         self.monitor.look()
         losses = {
             name: self.ranks.sum_(value.clone()) for name, value in self.totals.losses.items()
         }
-        totals = {**vars(self.totals), "losses": {k: v.cpu() for k, v in losses.items()}}
+        totals = {**vars(self.totals), "losses": losses}
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -122,10 +131,12 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
-        losses = {name: value.to(self.device) for name, value in state["totals"]["losses"].items()}
+        totals = state["totals"]
+        losses = {name: value.to(self.device) for name, value in totals["losses"].items()}
         if not self.ranks.is_main:  # the sums are those of all ranks
             losses = {name: torch.zeros_like(value) for name, value in losses.items()}
-        self.totals = EpochTotals(**{**state["totals"], "losses": losses})
+        weight = totals["weight"].to(self.device)
+        self.totals = EpochTotals(**{**totals, "losses": losses, "weight": weight})
         self.parts = state["parts"]
         self.monitor.skipped = state["skipped"]
         self.monitor.in_a_row = state["in_a_row"]
@@ -138,7 +149,8 @@ class Trainer:
 
     def start_epoch(self, epoch: int) -> None:
         losses = {name: torch.zeros((), device=self.device) for name in LOSS_NAMES}
-        self.totals = EpochTotals(epoch, losses=losses, skipped_before=self.monitor.skipped)
+        weight = torch.zeros((), device=self.device)
+        self.totals = EpochTotals(epoch, losses, weight, skipped_before=self.monitor.skipped)
 
     def train_epoch(
         self,
@@ -169,15 +181,15 @@ class Trainer:
 
     def status(self) -> str:
         """`loss 0.812`, the mean of the epoch so far on this rank; waits for the device."""
-        total = float(torch.stack(list(self.totals.losses.values())).sum())
-        return f"loss {total / max(1, self.totals.images):.3f}"
+        total = torch.stack(list(self.totals.losses.values())).sum()
+        return f"loss {float(self.ranks.size * total / self.totals.weight):.3f}"
 
     def finish_epoch(self) -> EpochResult:
         """The means over the epoch's images on all ranks."""
         totals = self.totals
         images = int(self.ranks.sum_(torch.tensor(totals.images, device=self.device)))
         means = {
-            name: self.ranks.sum_(value.clone()).item() / images
+            name: float(self.ranks.sum_(value.clone()) / totals.weight.clamp(min=1))
             for name, value in totals.losses.items()
         }
         step = (totals.epoch - 1) * self.steps_per_epoch
@@ -218,6 +230,7 @@ class Trainer:
         self.monitor.note(totals.epoch, totals.step + 1, batch, losses, norms, is_finite)
         for name, loss in losses.items():
             totals.losses[name] += torch.where(is_finite, loss * images, 0.0)
+        totals.weight += torch.where(is_finite, images, 0.0)
         totals.images += len(batch)
         totals.step += 1
         return losses
