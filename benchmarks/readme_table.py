@@ -3,8 +3,9 @@
     python benchmarks/readme_table.py                                 # what the README shows
     python benchmarks/readme_table.py --results outputs/metrics       # your own run
 
-To refresh the README: run `make demo`, copy the JSON files named below from outputs/metrics and
-outputs/videos into benchmarks/results/demo_cpu, and put what this prints in the table's place.
+To refresh the README: run `make demo` and the commands of benchmarks/training.py, copy the JSON
+files named below from outputs/metrics into benchmarks/results/demo_cpu, and put what this prints in
+the table's place.
 """
 
 import argparse
@@ -42,6 +43,7 @@ def results_table(results: Path) -> str:
         ("Detection", f"{images['val']} validation images",
          f"map_50 {best['map_50']:.3f}, map {best['map']:.3f}"),
         ("Training in half precision", "one step against FP32", _ratio(amp["speedup"])),
+        *_training_rows(results),
         ("Inference, stock torchvision FP32", f"batch size {row['batch_size']}",
          f"{baseline['throughput_img_s']:.1f} images/s"),
         (f"Inference, `{fastest}`", f"batch size {row['batch_size']}",
@@ -59,8 +61,8 @@ def results_table(results: Path) -> str:
     environment = training["environment"]
     packages = environment["packages"]
     head = [
-        f"The commands of `make demo` on {environment['device_name']}, "
-        f"{environment['threads']} threads, no GPU, "
+        "The commands of `make demo`, and benchmarks/training.py, on "
+        f"{environment['device_name']}, {environment['threads']} threads, no GPU, "
         f"torch {packages['torch']}, torchvision {packages['torchvision']}, "
         f"onnxruntime {packages['onnxruntime-gpu']}; "
         "printed by `python benchmarks/readme_table.py`, intervals are 95%:",
@@ -69,6 +71,22 @@ def results_table(results: Path) -> str:
         "|---|---|---|",
     ]
     return "\n".join([*head, *(f"| {' | '.join(cells)} |" for cells in lines)])
+
+
+def _training_rows(results: Path) -> list[tuple[str, str, str]]:
+    """Of each training_benchmark*.json there is: the best of our arms against the references."""
+    rows = []
+    for path in sorted(results.glob("training_benchmark*.json")):
+        report = artifacts.read_json(path)
+        ours = [row for row in report["speed"] if row["arm"].startswith("ours")]
+        best = max(ours, key=lambda row: row["speedup"]["ratio"])
+        rows.append(
+            ("Training step against torchvision's references, FP32",
+             f"{report['architecture'].removeprefix('fasterrcnn_')}, "
+             f"{best['arm'].removeprefix('ours_').upper()}, batch size {report['batch_size']}",
+             _ratio(best["speedup"]))
+        )  # fmt: skip
+    return rows
 
 
 def _fastest_row(benchmark: dict[str, Any]) -> dict[str, Any]:

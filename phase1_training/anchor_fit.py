@@ -124,7 +124,11 @@ def suggest(boxes_xyxy: np.ndarray, sizes_wh: np.ndarray, anchors: Anchors) -> A
 
 
 def _whole(logarithms: np.ndarray) -> list[int]:
-    return [max(1, round(float(size))) for size in np.exp(logarithms)]
+    """Sizes in pixels, rising: two equal anchors would see the same boxes."""
+    sizes: list[int] = []
+    for size in np.exp(logarithms):
+        sizes.append(max(round(float(size)), sizes[-1] + 1 if sizes else 1))
+    return sizes
 
 
 def _k_means(values: np.ndarray, centres: np.ndarray) -> np.ndarray:

@@ -100,7 +100,7 @@ def _check(args: argparse.Namespace) -> None:
         max_size=max_size,
         workers=args.workers,
         cache=args.output / CACHE,
-        anchor_sizes=args.anchor_sizes,
+        anchor_sizes=args.anchor_sizes and tuple(args.anchor_sizes),
     )
     _log_report(report)
     path = args.output / "data_report.json"

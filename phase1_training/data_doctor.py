@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def examine(
     max_size: int,
     workers: int,
     cache: Path | None,
-    anchor_sizes: Sequence[int] | None = None,
+    anchor_sizes: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
     """Refuses data that would crash a training or spoil it silently, before its first step.
 
@@ -64,7 +64,7 @@ def inspect(
     max_size: int,
     workers: int = 0,
     cache: Path | None = None,
-    anchor_sizes: Sequence[int] | None = None,
+    anchor_sizes: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
     """Examines annotations and images and lists everything; arguments as of `examine`.
 

@@ -106,3 +106,15 @@ def test_no_boxes_and_boxes_of_one_size_are_no_crash():
     assert report["suggested"] is None
     same = np.tile([3.0, 3, 40, 40], (9, 1))
     assert suggest(same, np.full((9, 2), 64), ONE).sizes == ((37,),)
+
+
+def test_suggested_sizes_are_all_different():
+    """Boxes of one size would otherwise be given the same anchor many times."""
+    from phase1_training.anchor_fit import anchors_of, suggest
+
+    boxes = np.tile(np.array([[12.0, 12.0, 20.0, 20.0]]), (50, 1))
+    found = suggest(boxes, np.full((50, 2), 256), anchors_of("demo"))
+    assert found is not None
+    sizes = [size for level in found.sizes for size in level]
+    assert sizes == sorted(set(sizes))
+    assert len(sizes) == 8
