@@ -6,6 +6,7 @@ import random
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -117,10 +118,16 @@ def summary_line(device: str) -> str:
     )
 
 
-def command_line() -> str:
-    """The command as typed, with paths inside the repository shown relative to it."""
-    words = [paths.display(word) if Path(word).is_absolute() else word for word in sys.argv]
-    return shlex.join(["python", *words])
+def command_line(*, without: Sequence[str] = (), launcher: Sequence[str] = ("python",)) -> str:
+    """The command as typed, with paths inside the repository shown relative to it.
+
+    Args:
+        without: words to leave out, for instance "--overwrite".
+        launcher: what the script is started with.
+    """
+    words = [word for word in sys.argv if word not in without]
+    words = [paths.display(word) if Path(word).is_absolute() else word for word in words]
+    return shlex.join([*launcher, *words])
 
 
 def seed_everything(seed: int) -> None:

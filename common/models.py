@@ -311,7 +311,7 @@ def load_model(path: Path | None, device: "torch.device") -> LoadedModel:
         log.info("Model: %s", paths.display(path))
     checkpoint = artifacts.load_checkpoint(path)
     try:
-        model = _rebuild(checkpoint)
+        model = rebuild_model(checkpoint)
         class_names, category_ids = checkpoint["class_names"], checkpoint["category_ids"]
         if not len(class_names) == len(category_ids) == checkpoint["num_classes"] - 1:
             raise ValueError("classes, names and category ids differ in number")
@@ -329,8 +329,8 @@ def load_model(path: Path | None, device: "torch.device") -> LoadedModel:
     )
 
 
-def _rebuild(checkpoint: Mapping[str, Any]) -> "FasterRCNN":
-    """The model as it was saved, also which of its layers do not train.
+def rebuild_model(checkpoint: Mapping[str, Any]) -> "FasterRCNN":
+    """The model of a checkpoint, on the CPU, also which of its layers do not train.
 
     torchvision gives detectors with pretrained weights frozen normalisation layers and untrained
     ones ordinary layers: what a checkpoint needs is known from itself, without fetching weights.

@@ -206,6 +206,18 @@ def resident_peak_mib() -> float | None:
     return peak / MIB if sys.platform == "darwin" else peak / 1024  # bytes there, KiB here
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that the device or the host has no memory left. cuDNN, cuBLAS,
+    MPS and the CPU's allocator say so in the text of an ordinary RuntimeError."""
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    signs = ("ALLOC_FAILED", "out of memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
 def resident_mib() -> float | None:
     """The process's present resident set in MiB, None where /proc does not tell it."""
     return proc_status_mib("VmRSS")

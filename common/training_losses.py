@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torchvision.models.detection.roi_heads import RoIHeads
     from torchvision.models.detection.rpn import RegionProposalNetwork
 
+LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
 SMOOTH_L1_BETA = 1 / 9  # torchvision's, in both stages
 ABSENT = -1.0  # sampling key of what is no candidate; real keys lie in [0, 1)
 

@@ -11,16 +11,15 @@ import torch
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
+from common import timing
 from common.cli import UserError, log
 from common.fastpath import fast_training, normalise_batch, precision_safe_autocast
-from common.training_losses import LossSums, count_samples, training_losses
+from common.training_losses import LOSS_NAMES, LossSums, count_samples, training_losses
 from phase1_training import rng
 from phase1_training.distributed import Ranks
 from phase1_training.loading import Batch
 from phase1_training.nonfinite import StepMonitor
 from phase1_training.recipe import AMP_DTYPES, ModelEMA, Recipe, build_optimizer, learning_rate
-
-LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
 
 
 @dataclass
@@ -54,7 +53,7 @@ class EpochResult:
     seconds: float
     learning_rate: float
     skipped_steps: int
-    parts: int  # a batch was computed in, see `Trainer.parts`
+    parts: int  # the most a batch was computed in, see `Trainer.parts`
 
     @property
     def train_loss(self) -> float:
@@ -75,7 +74,8 @@ class Trainer:
         folder: where batches with a loss that is no number are saved.
 
     Attributes:
-        parts: in how many parts a batch is computed; it grows when memory runs out.
+        parts: in how many parts batches of a canvas (height, width) are computed, where memory ran
+            out; the others are in the recipe's `accumulate`.
         totals: of the epoch that is being trained.
         ema: the averaged weights, or None.
     """
@@ -100,7 +100,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
         self.ema = ModelEMA(model, recipe.ema_decay) if recipe.ema_decay else None
         self.monitor = StepMonitor(model, folder, device.type)
-        self.parts = recipe.accumulate
+        self.parts: dict[tuple[int, int], int] = {}
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
         self.start_epoch(1)
 
     def evaluated_model(self) -> FasterRCNN:
@@ -120,7 +122,8 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "totals": totals,
-            "parts": self.parts,
+            "parts": [[*canvas, number] for canvas, number in self._parts_of_all_ranks().items()],
+            "statistics": self.ranks.gather([buffer.cpu() for buffer in self.statistics]),
             "skipped": self.monitor.skipped,
             "in_a_row": self.monitor.in_a_row,
             "rng": rng.rng_state(),
@@ -137,10 +140,21 @@ class Trainer:
             losses = {name: torch.zeros_like(value) for name, value in losses.items()}
         weight = totals["weight"].to(self.device)
         self.totals = EpochTotals(**{**totals, "losses": losses, "weight": weight})
-        self.parts = state["parts"]
+        self.parts = {(height, width): number for height, width, number in state["parts"]}
+        for buffer, value in zip(
+            self.statistics, state["statistics"][self.ranks.rank], strict=True
+        ):
+            buffer.copy_(value)
         self.monitor.skipped = state["skipped"]
         self.monitor.in_a_row = state["in_a_row"]
         rng.set_rng_state(state["rng"])
+
+    def _parts_of_all_ranks(self) -> dict[tuple[int, int], int]:
+        merged: dict[tuple[int, int], int] = {}
+        for (parts,) in self.ranks.gather([self.parts]):
+            for canvas, number in parts.items():
+                merged[canvas] = max(number, merged.get(canvas, 1))
+        return merged
 
     @property
     def steps_done(self) -> int:
@@ -176,13 +190,12 @@ class Trainer:
                 after_step(losses)
                 started = time.perf_counter()
         self.monitor.look()
-        norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
-        self.ranks.mean_buffers(buffer for norm in norms for buffer in norm.buffers())
+        self.ranks.mean_buffers(self.statistics)
 
     def status(self) -> str:
         """`loss 0.812`, the mean of the epoch so far on this rank; waits for the device."""
         total = torch.stack(list(self.totals.losses.values())).sum()
-        return f"loss {float(self.ranks.size * total / self.totals.weight):.3f}"
+        return f"loss {float(self.ranks.size * total / self.totals.weight.clamp(min=1)):.3f}"
 
     def finish_epoch(self) -> EpochResult:
         """The means over the epoch's images on all ranks."""
@@ -199,7 +212,7 @@ class Trainer:
             totals.seconds,
             learning_rate(self.recipe, step, self.steps_per_epoch),
             self.monitor.skipped - totals.skipped_before,
-            self.parts,
+            max([self.recipe.accumulate, *self._parts_of_all_ranks().values()]),
         )
 
     @contextlib.contextmanager
@@ -222,7 +235,9 @@ class Trainer:
         totals, step = self.totals, self.steps_done
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, step, self.steps_per_epoch)
-        losses, total, images = self._backward_whatever_it_takes(batch)
+        losses, images = self._backward_whatever_it_takes(batch)
+        own = torch.stack([images.new_zeros(()), *(loss.float() for loss in losses.values())])
+        total = self.ranks.sum_(own.sum())
         self.ranks.sum_gradients(self.parameters)
         norms, is_finite = self._update(total)
         if self.ema:
@@ -239,40 +254,43 @@ class Trainer:
 
     def _backward_whatever_it_takes(
         self, batch: Batch
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """`_backward`, in more parts when the memory does not suffice; the gradient stays the same.
 
         Returns:
-            This rank's share of the mean losses; over all ranks, a sum that is finite as long as
-            every loss is, and the number of images.
+            This rank's share of the mean losses, and the number of images on all ranks.
         """
         counts: list[torch.Tensor] = []  # all ranks wait for them: once, not at every attempt
+        before = [buffer.clone() for buffer in self.statistics]
         while True:
             try:
                 return self._backward(batch, counts)
-            except torch.OutOfMemoryError as error:
-                message = str(error)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not timing.is_out_of_memory(error):
+                    raise
+                message = str(error)  # the error itself holds on to the memory
+            if before:  # the attempt counts once
+                torch._foreach_copy_(self.statistics, before)
             self._use_smaller_parts(batch, message)
 
     def _backward(
         self, batch: Batch, counts: list[torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
-        images_per_part = -(-len(batch) // self.parts)
+        images_per_part = -(-len(batch) // self._parts_for(batch))
         starts = range(0, len(batch), max(1, images_per_part))
         parts = [batch.part(start, start + images_per_part) for start in starts]
-        own = torch.zeros(4, device=self.device)  # sampled anchors, sampled RoIs, losses, images
-        own[3] = len(batch)
+        own = torch.zeros(3, device=self.device)  # sampled anchors, sampled RoIs, images
+        own[2] = len(batch)
         if len(parts) == 1:
             found = self._forward(parts[0])
             own[:2] = found.counts
-            own[2] = torch.stack(list(found.sums.values())).sum().detach()
         elif not counts:
             for part in parts:
                 own[:2] += self._count(part)
         if not counts:
             counts.append(self.ranks.sum_(own))
-        divisors, total, images = counts[0][:2].clamp(min=1), counts[0][2], counts[0][3]
+        divisors, images = counts[0][:2].clamp(min=1), counts[0][2]
         sums: dict[str, torch.Tensor] = {}
         for part in parts:
             if len(parts) > 1:
@@ -281,7 +299,11 @@ class Trainer:
             self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
             for name, loss in losses.items():
                 sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
-        return sums, total, images
+        return sums, images
+
+    def _parts_for(self, batch: Batch) -> int:
+        height, width = batch.images.shape[-2:]
+        return self.parts.get((height, width), self.recipe.accumulate)
 
     def _forward(self, part: Batch) -> LossSums:
         return training_losses(self.model, *self._inputs(part))
@@ -297,7 +319,8 @@ class Trainer:
     def _use_smaller_parts(self, batch: Batch, message: str) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         height, width = batch.images.shape[-2:]
-        if self.parts >= len(batch):
+        parts = self._parts_for(batch)
+        if parts >= len(batch):
             raise UserError(
                 f"one image of {width}x{height} px",
                 f"does not fit into the memory of {self.device}{_free_memory(self.device)}",
@@ -305,11 +328,11 @@ class Trainer:
             )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.parts = min(2 * self.parts, len(batch))
+        self.parts[height, width] = min(2 * parts, len(batch))
         log.warning(
-            "Out of memory with %d images of %dx%d px: batches are computed in %d parts from here "
-            "on; the gradients stay the same (%.100s)",
-            *(len(batch), width, height, self.parts, message.split("\n")[0]),
+            "Out of memory with %d images of %dx%d px: such batches are computed in %d parts from "
+            "here on; the gradients stay the same (%.100s)",
+            *(len(batch), width, height, self.parts[height, width], message.split("\n")[0]),
         )
 
     # --- update -------------------------------------------------------------------------------
@@ -323,17 +346,20 @@ class Trainer:
         for parameter in self.parameters:
             if parameter.grad is None:  # it had no part in the losses of this batch
                 parameter.grad = torch.zeros_like(parameter)
-        self.scaler.unscale_(self.optimizer)
-        norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters]))
+        scale = self.scaler.scale(torch.ones((), device=self.device))  # 1 unless in fp16
+        norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters])) / scale
         norm = torch.linalg.vector_norm(norms)
         is_finite = torch.isfinite(norm) & torch.isfinite(total)
+        if self.scaler.is_enabled():
+            # The scaler looks at gradients only; an infinite loss can have finite ones.
+            self.parameters[0].grad.add_(torch.where(torch.isfinite(total), 0.0, torch.nan))
+            self.scaler.unscale_(self.optimizer)
         if self.recipe.clip_norm:
             nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip_norm, norm)
         if self.scaler.is_enabled():
-            # Gradients too large for fp16 are the scaler's business, until it cannot scale less.
-            scale = self.scaler.scale(torch.ones((), device=self.device))
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            # Gradients too large for fp16 are the scaler's business, until it cannot scale less.
             is_finite = torch.isfinite(total) & (torch.isfinite(norm) | (scale > 1))
         elif self.optimizer.defaults["fused"]:
             self.optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]

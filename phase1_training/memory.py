@@ -94,15 +94,24 @@ def _probe(model: FasterRCNN, recipe: Recipe, device: torch.device, batch: Batch
     """The memory two steps take beyond what is in use, in MiB; None when they run out of it."""
     timing.release_free_memory(device)
     before = _in_use(device)
-    trainer = Trainer(
-        copy.deepcopy(model).to(device), recipe, device, 1, ranks=Ranks(0, 1, device), folder=Path()
-    )
     try:
         with timing.PeakMemory(device) as peak:
+            trainer = Trainer(
+                copy.deepcopy(model).to(device),
+                recipe,
+                device,
+                1,
+                ranks=Ranks(0, 1, device),
+                folder=Path(),
+            )
             trainer.train_epoch([batch] * PROBE_STEPS)
     except UserError:  # not even one image
         return None
-    ran_out = trainer.parts > recipe.accumulate
+    except RuntimeError as error:
+        if not timing.is_out_of_memory(error):
+            raise
+        return None
+    ran_out = bool(trainer.parts)
     return None if ran_out or peak.mib is None else peak.mib - before
 
 

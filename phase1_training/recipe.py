@@ -44,14 +44,24 @@ def build_optimizer(
     model: FasterRCNN, recipe: Recipe, device: torch.device
 ) -> torch.optim.Optimizer:
     """SGD (Nesterov off, as in the paper) or AdamW (https://arxiv.org/abs/1711.05101), as one fused
-    kernel where the device has one."""
+    kernel where the device has one.
+
+    Their state is made now, not at the first step: memory that does not suffice shows before
+    anything is trained, and a fused SGD whose first step is skipped would start with a momentum of
+    whatever was in memory.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     fused = device.type in ("cpu", "cuda")
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(
+        adamw = torch.optim.AdamW(
             parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused
         )
-    optimizer = torch.optim.SGD(
+        for p in parameters:
+            moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+            step = torch.zeros((), device=p.device if fused else None)
+            adamw.state[p].update({"step": step, **moments})
+        return adamw
+    sgd = torch.optim.SGD(
         parameters,
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
@@ -59,10 +69,9 @@ def build_optimizer(
         fused=fused,
     )
     if recipe.momentum:
-        # A fused first step that is skipped would leave the momentum as memory happened to be.
-        for parameter in parameters:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+        for p in parameters:
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

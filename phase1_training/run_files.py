@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import artifacts, coco, models
+from common import artifacts, coco, models, paths
 from common.cli import UserError
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from phase1_training.engine import Trainer
     from phase1_training.recipe import Recipe
 
+TRAIN_DIGEST, VAL_DIGEST = "train annotations (sha256)", "val annotations (sha256)"
 LOG_COLUMNS = ("epoch", "train_loss", "val_loss", "map", "map_50", "map_75", "learning_rate")
 
 
@@ -36,11 +37,12 @@ class Run:
     start_from: models.LoadedModel | None
 
 
-def report(run: Run, trainer: "Trainer", history: list[dict[str, Any]]) -> dict[str, Any]:
+def report(
+    run: Run, settings: dict[str, Any], trainer: "Trainer", history: list[dict[str, Any]]
+) -> dict[str, Any]:
     """The content of training.json after the epochs of `history`."""
     from common.timing import resident_peak_mib
 
-    inputs = [run.train.annotation_file, run.val.annotation_file]
     peak_memory_mib = resident_peak_mib()
     if trainer.device.type == "cuda":
         import torch
@@ -50,7 +52,11 @@ def report(run: Run, trainer: "Trainer", history: list[dict[str, Any]]) -> dict[
     seconds = sum(row["seconds"] for row in history)
     images = sum(row["seconds"] * row["images_per_s"] for row in history)
     return {
-        **artifacts.provenance("training", str(trainer.device), inputs),
+        **artifacts.provenance("training", str(trainer.device)),
+        "inputs": {
+            paths.display(run.train.annotation_file): settings[TRAIN_DIGEST],
+            paths.display(run.val.annotation_file): settings[VAL_DIGEST],
+        },
         "architecture": run.architecture,
         "class_names": run.train.class_names,
         "images": {"train": len(run.train.records), "val": len(run.val.records)},
@@ -105,7 +111,7 @@ def save(
     run: Run,
     name: str,
     model: "FasterRCNN",
-    recipe: "Recipe",
+    settings: dict[str, Any],
     report: dict[str, Any],
     *,
     keep_previous: bool = False,
@@ -123,13 +129,14 @@ def save(
         | {"epoch": len(epochs), "val": epochs[-1]["val"] if epochs else None},
         keep_previous=keep_previous,
         history=epochs,
-        settings=_settings(run, recipe),
+        settings=settings,
         **extra,
     )
 
 
-def _settings(run: Run, recipe: "Recipe") -> dict[str, Any]:
-    """What a continued run must have in common with its beginning."""
+def settings(run: Run, recipe: "Recipe", ranks: "Ranks") -> dict[str, Any]:
+    """What a continued run must have in common with its beginning. Reads the annotations and the
+    sizes of all images: once, when the data have just been parsed."""
     return {
         "architecture": run.architecture,
         "weights": run.weights,
@@ -138,11 +145,12 @@ def _settings(run: Run, recipe: "Recipe") -> dict[str, Any]:
         "anchor_sizes": run.anchor_sizes,
         "seed": run.seed,
         **asdict(recipe),
-        "train annotations (sha256)": artifacts.sha256(run.train.annotation_file),
-        "val annotations (sha256)": artifacts.sha256(run.val.annotation_file),
+        TRAIN_DIGEST: artifacts.sha256(run.train.annotation_file),
+        VAL_DIGEST: artifacts.sha256(run.val.annotation_file),
         "train images": len(run.train.records),
         "train image files (sha256 of names and sizes)": _files_digest(run.train),
         "classes": list(run.train.class_names),
+        "processes": ranks.size,
     }
 
 
@@ -170,7 +178,7 @@ def load_last(run: Run) -> dict[str, Any]:
     return checkpoint
 
 
-def checkpoint_to_continue(run: Run, recipe: "Recipe", ranks: "Ranks") -> dict[str, Any]:
+def checkpoint_to_continue(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     """`load_last`, when the run is the one that wrote it.
 
     Raises:
@@ -178,11 +186,8 @@ def checkpoint_to_continue(run: Run, recipe: "Recipe", ranks: "Ranks") -> dict[s
     """
     path, checkpoint = run.output / "last.pth", load_last(run)
     saved = checkpoint["settings"]
-    for key, value in _settings(run, recipe).items():
+    for key, value in settings.items():
         if saved.get(key) != value:
             what = f"was trained with {key} {saved.get(key)!s:.80}, not {value!s:.80}"
             raise UserError(path, what, "give the same settings, or start without --resume")
-    if checkpoint["ranks"] != ranks.size:
-        what = f"was trained by {checkpoint['ranks']} processes, not {ranks.size}"
-        raise UserError(path, what, "give torchrun the same --nproc_per_node")
     return checkpoint

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchvision.models.detection import FasterRCNN
 
-from common import artifacts, cli, environment, models
+from common import artifacts, cli, environment, models, timing
 from common.cli import UserError, log
 from common.stop_signal import StopSignal
 from phase1_training import memory, nonfinite, plots, run_files
@@ -40,8 +41,9 @@ def train(
         KeyboardInterrupt, Terminated: stopped by a signal; the run is saved before.
     """
     environment.seed_everything(run.seed)
-    checkpoint = run_files.checkpoint_to_continue(run, recipe, ranks) if resume else None
-    model = _build(run, recipe, resume).to(device)
+    settings = run_files.settings(run, recipe, ranks)  # of the data as they are now
+    checkpoint = run_files.checkpoint_to_continue(run, settings) if resume else None
+    model = _build(run, recipe) if checkpoint is None else models.rebuild_model(checkpoint)
     loader = TrainingLoader(
         run.train,
         batch_size=recipe.batch_size,
@@ -55,51 +57,66 @@ def train(
         rank=ranks.rank,
         world_size=ranks.size,
     )
-    steps_per_epoch = -(-len(run.train.records) // (recipe.batch_size * ranks.size))
-    trainer = Trainer(model, recipe, device, steps_per_epoch, ranks=ranks, folder=run.metrics)
+    trainer = Trainer(
+        model.to(device),
+        recipe,
+        device,
+        loader.batches_per_epoch,
+        ranks=ranks,
+        folder=run.metrics,
+    )
     history: list[dict[str, Any]] = []
+    is_new = checkpoint is None
     if checkpoint is not None:
         trainer.load_state_dict(checkpoint["state"])
         history = checkpoint["history"]
+        checkpoint = None  # no second copy of the weights for the rest of the run
         if run_files.is_finished(run, recipe, history):
             log.info("The run is finished: nothing is changed")
             return artifacts.read_json(run.metrics / "training.json")
-        log.info("Continuing after %s", _position(trainer, history, steps_per_epoch))
+        log.info("Continuing after %s", _position(trainer, history))
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
         stack.callback(loader.close)
         folder = run.output / "tensorboard" if ranks.is_main else None
         board = stack.enter_context(TensorBoardLog(folder, steps_done=trainer.steps_done))
-        if checkpoint is None:
+        if is_new:
             board.settings(asdict(recipe))
         try:
-            return _Session(run, trainer, loader, history, stop, board).go_on()
+            return _Session(run, settings, trainer, loader, history, stop, board).go_on()
         except UserError:
             stop.raise_received()  # a signal to every process ended the loaders, too
             raise
+        except RuntimeError as error:
+            if not timing.is_out_of_memory(error):
+                raise
+            what = f"out of memory between two batches ({str(error).splitlines()[0]:.100})"
+            remedy = "lower --batch-size or --max-size, or use --optimizer sgd, then --resume"
+            raise UserError(f"--device {device}", what, remedy) from error
 
 
 def fitting_batch_size(run: Run, recipe: Recipe, ranks: Ranks, *, resume: bool) -> int:
     """For --batch-size auto: as many images as the memory of every rank holds; a continued run
     keeps what its beginning had."""
     if resume:
-        checkpoint = run_files.load_last(run)
-        return checkpoint["settings"]["batch_size"]
+        return run_files.load_last(run)["settings"]["batch_size"]
     shapes = distinct_shapes(
         run.train, batch_size=1, min_sizes=recipe.min_sizes, max_size=run.max_size
     )
+    # A batch that holds images of two shapes is padded to the sides of both.
+    height, width = max(h for h, _ in shapes), max(w for _, w in shapes)
     boxes = max(len(record.labels) for record in run.train.records)
-    model = _build(run, recipe, resume=False)
-    fitting = memory.largest_batch_size(model, recipe, ranks, shapes[-1], boxes)
+    model = _build(run, recipe)
+    fitting = memory.largest_batch_size(model, recipe, ranks, (height, width), boxes)
     fitting = min(fitting for (fitting,) in ranks.gather([fitting]))
-    log.info("--batch-size auto: %d images of %dx%d px fit", fitting, shapes[-1][1], shapes[-1][0])
+    log.info("--batch-size auto: %d images of %dx%d px fit", fitting, width, height)
+    if ranks.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(ranks.device)  # the report tells of the training
     return fitting
 
 
-def _build(run: Run, recipe: Recipe, resume: bool) -> Any:
-    """A new model, the one of `start_from`, or the one a run is continued with."""
-    if resume:
-        return models.load_model(run.output / "last.pth", torch.device("cpu")).model
+def _build(run: Run, recipe: Recipe) -> FasterRCNN:
+    """A new model, or the one of `start_from`."""
     if run.start_from is not None:
         model = run.start_from.model
     else:
@@ -116,10 +133,10 @@ def _build(run: Run, recipe: Recipe, resume: bool) -> Any:
     return model
 
 
-def _position(trainer: Trainer, history: list[dict[str, Any]], steps_per_epoch: int) -> str:
+def _position(trainer: Trainer, history: list[dict[str, Any]]) -> str:
     totals = trainer.totals
     if totals.epoch == len(history) + 1 and totals.step:
-        return f"step {totals.step} of {steps_per_epoch} of epoch {totals.epoch}"
+        return f"step {totals.step} of {trainer.steps_per_epoch} of epoch {totals.epoch}"
     return f"epoch {len(history)}"
 
 
@@ -129,20 +146,21 @@ class _Session:
     def __init__(
         self,
         run: Run,
+        settings: dict[str, Any],
         trainer: Trainer,
         loader: TrainingLoader,
         history: list[dict[str, Any]],
         stop: StopSignal,
         board: TensorBoardLog,
     ):
-        self.run, self.trainer, self.loader = run, trainer, loader
+        self.run, self.settings, self.trainer, self.loader = run, settings, trainer, loader
         self.history, self.stop = history, stop
         self.ranks, self.recipe = trainer.ranks, trainer.recipe
         self.saved_at = time.monotonic()
         self.board = board
 
     def go_on(self) -> dict[str, Any]:
-        report = run_files.report(self.run, self.trainer, self.history)
+        report = run_files.report(self.run, self.settings, self.trainer, self.history)
         if self.history and self.ranks.is_main:
             run_files.write_metrics(self.run, report)
         for epoch in range(len(self.history) + 1, self.recipe.epochs + 1):
@@ -152,7 +170,7 @@ class _Session:
             report = self._epoch(epoch)
         if self.ranks.is_main:
             run_files.save(
-                self.run, "trained_model.pth", self.trainer.evaluated_model(), self.recipe, report
+                self.run, "trained_model.pth", self.trainer.evaluated_model(), self.settings, report
             )
         self.ranks.barrier()
         return report
@@ -172,27 +190,37 @@ class _Session:
         if not trainer.monitor.in_a_row:
             self._save_last()  # a run killed while it validates has lost nothing
         model = trainer.evaluated_model()
-        val = validate(
-            model,
-            self.run.val,
-            trainer.device,
-            ranks=self.ranks,
-            workers=self.run.workers,
-            batch_size=max(1, recipe.batch_size // trainer.parts),
-        )
+        val = self._validate(model)
         if not math.isfinite(val.losses["loss"]):
             what = "the loss on the validation images is no finite number: the model has diverged"
             raise UserError(label, what, nonfinite.REMEDY)
         row = _epoch_row(epoch, result, val)
-        report = run_files.report(self.run, trainer, [*self.history, row])
+        report = run_files.report(self.run, self.settings, trainer, [*self.history, row])
         if self.ranks.is_main and report["best"]["epoch"] == epoch:
-            run_files.save(self.run, "best_model.pth", model, recipe, report)
+            run_files.save(self.run, "best_model.pth", model, self.settings, report)
         self.history.append(row)
         self._save_last()
         if self.ranks.is_main:
             self._tell(report, row, val)
         self._stop_if_asked()
         return report
+
+    def _validate(self, model: FasterRCNN) -> Validation:
+        batch_size = self.recipe.batch_size
+        while True:
+            try:
+                return validate(
+                    model,
+                    self.run.val,
+                    self.trainer.device,
+                    ranks=self.ranks,
+                    workers=self.run.workers,
+                    batch_size=batch_size,
+                )
+            except RuntimeError as error:  # before anything is shared with the other ranks
+                if batch_size == 1 or not timing.is_out_of_memory(error):
+                    raise
+            batch_size //= 2
 
     def _with_picture(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Draws the first batch: a person sees wrong boxes before the first epoch is over."""
@@ -240,26 +268,24 @@ class _Session:
             raise cli.Terminated  # another rank was asked
 
     def _resume_command(self) -> str:
-        command = environment.command_line()
-        for flag in (" --overwrite", " --resume"):
-            command = command.replace(flag, "")
+        launcher = ["python"]
         if self.ranks.size > 1:
-            command = command.replace("python", f"torchrun --nproc_per_node={self.ranks.size}", 1)
-        return f"{command} --resume"
+            launcher = ["torchrun", f"--nproc_per_node={self.ranks.size}"]
+        flags = ("--overwrite", "--resume")
+        return f"{environment.command_line(without=flags, launcher=launcher)} --resume"
 
     def _save_last(self) -> None:
         state = self.trainer.state_dict()
         if self.ranks.is_main:
-            report = run_files.report(self.run, self.trainer, self.history)
+            report = run_files.report(self.run, self.settings, self.trainer, self.history)
             run_files.save(
                 self.run,
                 "last.pth",
                 self.trainer.model,
-                self.recipe,
+                self.settings,
                 report,
                 keep_previous=True,
                 state=state,
-                ranks=self.ranks.size,
             )
         self.saved_at = time.monotonic()
 

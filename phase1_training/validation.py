@@ -20,14 +20,13 @@ from common import cli, evaluation
 from common.cli import UserError
 from common.coco import CocoSplit, ImageRecord, read_image
 from common.models import Detections, resized_size
-from common.training_losses import LossSums, training_losses
+from common.training_losses import LOSS_NAMES, LossSums, training_losses
 
 if TYPE_CHECKING:
     from phase1_training.distributed import Ranks
 
 BATCH_SIZE = 4
 BATCHES_AHEAD = 4  # decoded while the model is busy
-LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def validate(
                 rows.append(torch.cat((sums, losses.counts)))
     except UserError as mistake:  # told to the other ranks first: they wait for this one's share
         error = str(mistake)
-    shares = [(found, torch.stack(rows).double().sum(dim=0).tolist(), error)]
+    shares = [(found, torch.stack(rows).cpu().double().sum(dim=0).tolist(), error)]
     if ranks is not None:
         shares = [share for (share,) in ranks.gather(shares)]
     return _merged(split, shares)

@@ -27,13 +27,6 @@ class ArmOutOfMemoryError(Exception):
     """An arm did not fit into memory; `str(error)` is its name."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that the device or the host has no memory left."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
 class Arm:
     """A predictor over a fixed round of batches; keeps what it found in each."""
 
@@ -48,7 +41,7 @@ class Arm:
         try:
             self.found[index] = self._predict(self._batches[index])
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not timing.is_out_of_memory(error):
                 raise
             raise ArmOutOfMemoryError(self._name) from None
 
@@ -109,7 +102,7 @@ class Benchmark:
             except VariantUnavailableError as error:
                 check.failure = f"unavailable: {error}"
             except Exception as error:
-                if not is_out_of_memory(error):
+                if not timing.is_out_of_memory(error):
                     raise
                 check.failure = "oom"
             if name == BASELINE and (check.failure or min(batch_sizes) in check.out_of_memory):
@@ -137,7 +130,7 @@ class Benchmark:
                 with timing.PeakMemory(self._device) as memory:
                     predict(self._batches(batch_size)[0])
             except Exception as error:
-                if not is_out_of_memory(error):
+                if not timing.is_out_of_memory(error):
                     raise
                 check.out_of_memory |= {size for size in batch_sizes if size >= batch_size}
                 return

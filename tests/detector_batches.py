@@ -16,7 +16,6 @@ from tests.random_detectors import random_detector
 
 MIN_SIZE, MAX_SIZE = 64, 96
 SIZES = ((64, 96), (96, 64), (64, 80), (64, 64), (72, 64))  # none of which is resized
-LOSS_NAMES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,15 @@ def small_detector(*, frozen_norms: bool = True) -> FasterRCNN:
 def exact_detector(dtype: torch.dtype = torch.float64) -> FasterRCNN:
     """As `small_detector`, with scores that differ widely: those of a model just initialised are
     nearly equal, and the last bit of a sum would decide which proposals are kept. In FP64 that bit
-    is far behind the ones compared."""
+    is far behind the ones compared; in FP32 all proposals are kept and sampled."""
     model = random_detector("demo", num_classes=3, min_size=64, max_size=96)
+    if dtype == torch.float32:
+        everything = 100_000
+        for counts in (model.rpn._pre_nms_top_n, model.rpn._post_nms_top_n):
+            counts["training"] = everything
+        model.rpn.nms_thresh = 1.0
+        for sampler in (model.rpn.fg_bg_sampler, model.roi_heads.fg_bg_sampler):
+            sampler.batch_size_per_image, sampler.positive_fraction = everything, 0.5
     state = model.state_dict()
     models.freeze_norms(model, eps=1e-5)
     model.load_state_dict(state, strict=False)  # frozen norms do not count their batches
@@ -50,15 +57,17 @@ def make_batch(
     boxes: int = 2,
     seed: int = 0,
     first: int = 0,
+    canvas: tuple[int, int] = CANVAS,
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
     """Images of noise with a bright rectangle for every box; image k is the same in any batch."""
-    height, width = CANVAS
+    height, width = canvas
     images, targets = [], []
     for index in range(first, first + count):
         generator = torch.Generator().manual_seed(1000 * seed + index)
         image = torch.randint(0, 60, (3, height, width), generator=generator, dtype=torch.uint8)
         corners = torch.randint(0, 30, (boxes, 2), generator=generator).float()
+        corners[:, 0] += width - CANVAS[1]
         sides = torch.randint(12, 34, (boxes, 2), generator=generator).float()
         found = torch.cat([corners, corners + sides], dim=1)
         for x1, y1, x2, y2 in found.int().tolist():
@@ -67,10 +76,10 @@ def make_batch(
         images.append(image)
         targets.append({"boxes": found.to(dtype), "labels": labels})
     numbers = range(first, first + count)
-    stacked = torch.stack(images) if images else torch.zeros((0, 3, *CANVAS), dtype=torch.uint8)
+    stacked = torch.stack(images) if images else torch.zeros((0, 3, *canvas), dtype=torch.uint8)
     return Batch(
         stacked.contiguous(memory_format=torch.channels_last),
-        sizes=[CANVAS] * count,
+        sizes=[canvas] * count,
         targets=targets,
         image_ids=numbers,
         paths=[f"image_{number}.png" for number in numbers],

@@ -14,6 +14,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from common import training_losses as subject
 from common.fastpath import precision_safe_autocast
 from common.training_losses import (
+    LOSS_NAMES,
     LossSums,
     SamplerSettings,
     count_samples,
@@ -21,7 +22,6 @@ from common.training_losses import (
     training_losses,
 )
 from tests.detector_batches import (
-    LOSS_NAMES,
     assert_close,
     frozen_detector,
     gradients,

@@ -1,5 +1,6 @@
 """Several processes that train together: the losses and gradients of one with the whole batch."""
 
+import copy
 import os
 import re
 import subprocess
@@ -55,7 +56,7 @@ def train_together(parts: int, dtype: torch.dtype) -> tuple[list, dict, dict]:
             trainer = make_trainer(exact_detector(dtype), recipe, ranks=ranks)
             batch = share(count, ranks.rank, ranks.size, dtype)
             with trainer.training():
-                losses, _, images = trainer._backward_whatever_it_takes(batch)
+                losses, images = trainer._backward_whatever_it_takes(batch)
             ranks.sum_gradients(trainer.parameters)
             assert images == count
             losses = {
@@ -94,8 +95,37 @@ def losses_and_gradients(count: int, dtype: torch.dtype):
     batch = make_batch(count, dtype=dtype)
     made = gradients(trainer, batch)
     with trainer.training():
-        losses, _, _ = trainer._backward_whatever_it_takes(batch)
+        losses, _ = trainer._backward_whatever_it_takes(batch)
     return {name: float(loss) for name, loss in losses.items()}, made
+
+
+def continue_together() -> bool:
+    """Whether a run of two halves, the second from a checkpoint of the main rank, is the straight
+    one: batch normalisation's statistics differ between the ranks within an epoch."""
+    with join("cpu") as ranks:
+        batches = [share(count, ranks.rank, ranks.size) for count in (4, 3, 5, 4)]
+        straight, first, second = (
+            make_trainer(small_detector(frozen_norms=False), ranks=ranks) for _ in range(3)
+        )
+        with straight.training():
+            for batch in batches:
+                straight.train_step(batch)
+        with first.training():
+            for batch in batches[:2]:
+                first.train_step(batch)
+        saved = {"model": first.model.state_dict(), "state": first.state_dict()}
+        ((checkpoint,), _) = ranks.gather([copy.deepcopy(saved)])
+        second.model.load_state_dict(checkpoint["model"])
+        second.load_state_dict(checkpoint["state"])
+        with second.training():
+            for batch in batches[2:]:
+                second.train_step(batch)
+        ours, theirs = second.model.state_dict(), straight.model.state_dict()
+        return all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_two_processes_continue_bit_for_bit():
+    assert run_ranks(continue_together, 2) == [True, True]
 
 
 def test_torchrun_trains_validates_and_continues(shapes, tmp_path):
@@ -121,4 +151,4 @@ def test_torchrun_trains_validates_and_continues(shapes, tmp_path):
         env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert again.returncode == 2
-    assert "was trained by 2 processes, not 1" in again.stderr
+    assert "was trained with processes 2, not 1" in again.stderr

@@ -13,8 +13,9 @@ from common import evaluation
 from common.cli import UserError
 from common.coco import COCODataset, load_split, read_image
 from common.models import build_model, stock_predictor
+from common.training_losses import LOSS_NAMES
 from phase1_training import validation
-from phase1_training.validation import LOSS_NAMES, validate
+from phase1_training.validation import validate
 from tests.coco_data import CATEGORIES, annotation, image, write_annotations
 from tests.random_detectors import random_detector, random_scene
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common import evaluation
+from common import evaluation, timing
 from common.cli import UserError
 from common.coco import load_split
 from common.models import Detections, load_model
@@ -262,15 +262,15 @@ def test_a_bug_in_a_variant_is_not_taken_for_a_lack_of_memory():
         measuring.Arm("a", fail, [[np.zeros((4, 4, 3), np.uint8)]])()
 
 
-@pytest.mark.skipif(not measuring.timing.PROC_MEMINFO.exists(), reason="only Linux can bound the memory")
+@pytest.mark.skipif(not timing.PROC_MEMINFO.exists(), reason="only Linux can bound the memory")
 def test_an_allocation_beyond_the_free_memory_raises_instead_of_killing(monkeypatch):
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    monkeypatch.setattr(measuring.timing, "available_mib", lambda: 100.0)
+    monkeypatch.setattr(timing, "available_mib", lambda: 100.0)
     with pytest.raises(Exception) as caught, measuring._bounded_host_memory(CPU):  # noqa: PT011
         torch.empty(2**30)
-    assert measuring.is_out_of_memory(caught.value)
+    assert timing.is_out_of_memory(caught.value)
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
