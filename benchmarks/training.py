@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))  # so `python benchmarks/training.py` finds common
 
 from common import artifacts, cli, coco, environment, models, paths
 from common.cli import log
+from phase1_training.options import LEARNING_RATE
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,6 @@ BASELINE = "references_fp32"
 WARMUP_STEPS = 2
 MEMORY_STEPS = 2  # the second one has the optimizer's state in memory, too
 FINE_TUNED_STAGES = 3  # that torchvision trains of pretrained backbones
-LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}
 
 
 class Arms:

@@ -21,7 +21,7 @@ from common.inference_graph import decode, has_sides
 SYNCHRONOUS_DEVICES = ("cpu",)  # to wait for a result costs nothing there
 ANCHOR_SETS = 32  # image sizes whose anchors are kept: 4 MiB each at 800x1333 px
 # Overlaps computed at once: on a CPU they stay in its cache, on a GPU launches are few.
-OVERLAPS_AT_ONCE = {"cpu": 2**21, "cuda": 2**27}
+OVERLAPS_AT_ONCE = {"cpu": 2**21, "cuda": 2**25}
 
 
 @contextlib.contextmanager

@@ -102,7 +102,8 @@ class Trainer:
         self.monitor = StepMonitor(model, folder, device.type)
         self.parts: dict[tuple[int, int], int] = {}
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-        self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
+        trained = [norm for norm in norms if norm.weight.requires_grad]
+        self.statistics = [buffer for norm in trained for buffer in norm.buffers()]
         self.start_epoch(1)
 
     def evaluated_model(self) -> FasterRCNN:

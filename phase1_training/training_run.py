@@ -75,6 +75,8 @@ def train(
             log.info("The run is finished: nothing is changed")
             return artifacts.read_json(run.metrics / "training.json")
         log.info("Continuing after %s", _position(trainer, history))
+    shapes = ", ".join(f"{width}x{height}" for height, width in loader.shapes())
+    log.info("Batches are padded to one of: %s px", shapes)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
         stack.callback(loader.close)
