@@ -44,19 +44,7 @@ def train(
     settings = run_files.settings(run, recipe, ranks)  # of the data as they are now
     checkpoint = run_files.checkpoint_to_continue(run, settings) if resume else None
     model = _build(run, recipe) if checkpoint is None else models.rebuild_model(checkpoint)
-    loader = TrainingLoader(
-        run.train,
-        batch_size=recipe.batch_size,
-        min_sizes=recipe.min_sizes,
-        max_size=run.max_size,
-        crop_probability=recipe.crop_probability,
-        color_jitter=recipe.color_jitter,
-        seed=run.seed,
-        workers=run.workers,
-        pin_memory=device.type == "cuda",
-        rank=ranks.rank,
-        world_size=ranks.size,
-    )
+    loader = _loader(run, recipe, ranks)
     trainer = Trainer(
         model.to(device),
         recipe,
@@ -133,6 +121,22 @@ def _build(run: Run, recipe: Recipe) -> FasterRCNN:
     if recipe.trainable_stages is not None:
         set_trainable_stages(model, recipe.trainable_stages)
     return model
+
+
+def _loader(run: Run, recipe: Recipe, ranks: Ranks) -> TrainingLoader:
+    return TrainingLoader(
+        run.train,
+        batch_size=recipe.batch_size,
+        min_sizes=recipe.min_sizes,
+        max_size=run.max_size,
+        crop_probability=recipe.crop_probability,
+        color_jitter=recipe.color_jitter,
+        seed=run.seed,
+        workers=run.workers,
+        pin_memory=ranks.device.type == "cuda",
+        rank=ranks.rank,
+        world_size=ranks.size,
+    )
 
 
 def _position(trainer: Trainer, history: list[dict[str, Any]]) -> str:
