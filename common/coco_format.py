@@ -21,7 +21,7 @@ from common.coco_files import (
     read_annotations,
     real_paths,
 )
-from common.coco_table import NUMBERS, AnnotationTable
+from common.coco_table import NUMBERS, AnnotationTable, with_whole_numbers
 
 __all__ = [
     "AnnotationTable",
@@ -156,6 +156,7 @@ def parse_content(data_path: Path, annotation_file: Path, content: dict[str, Any
         nothing = np.zeros((0, 4)), np.zeros(0, dtype=bool)
         return ParsedFile(None, findings.problems, [], AnnotationTable.of([], [], []), *nothing)
 
+    content = with_whole_numbers(content)
     categories = _parse_categories(content["categories"], findings)
     images = _parse_images(content["images"], findings)
     files = _image_files(data_path, annotation_file, images, findings)
@@ -223,6 +224,10 @@ def _parse_images(entries: list[dict], findings: _Findings) -> dict[int, dict]:
     return images
 
 
+def _told(number: Any) -> str:
+    return f"{number!r:.40}" + (" (text, no number)" if isinstance(number, str) else "")
+
+
 def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -270,10 +275,10 @@ def _parse_annotations(
                 findings.warning("duplicate annotation id", message, image, annotation)
             seen.add(annotation_id)
         if image is None:
-            message = f"no image has the id {image_id!r:.40}: the box would be left out"
+            message = f"no image has the id {_told(image_id)}: the box would be left out"
             findings.of(annotation, "unknown image", message, image)
         elif type(category_id) not in NUMBERS or category_id not in labels:
-            message = f"category id {category_id!r:.40} is not among the categories: would crash "
+            message = f"category id {_told(category_id)} is not among the categories: would crash "
             findings.of(annotation, "unknown category", f"{message}the training", image)
         elif type(box) is not list or len(box) != 4 or not NUMBERS.issuperset(map(type, box)):
             message = f"bbox {box!r:.60} is not four finite numbers: would crash the training"

@@ -107,6 +107,23 @@ def test_an_annotation_id_of_zero_and_missing_ids_are_fine(tmp_path):
     assert problems_of(folder) == []
 
 
+def test_whole_floats_are_whole_numbers(tmp_path):
+    """As a table with gaps writes a column of numbers."""
+    boxes = [annotation([1, 1, 5, 5], 7.0, 2.0, iscrowd=1.0), annotation([9, 9, 5, 5], 7, 2)]
+    boxes = [{**box, "category_id": 3.0} for box in boxes]
+    listed = {**image(2), "id": 2.0, "width": 40.0, "height": 30.0}
+    categories = [{"id": 3.0, "name": "disc"}]
+    folder = write_annotations(tmp_path, *boxes, images=[listed], categories=categories)
+    (problem,) = problems_of(folder)
+    assert (problem.kind, problem.annotation_id) == ("duplicate annotation id", 7)
+    split = load_split(folder, "train")
+    record = split.records[0]
+    numbers = (record.image_id, record.width, record.height, *split.category_ids)
+    assert numbers == (2, 40, 30, 3)
+    assert {type(number) for number in numbers} == {int}
+    assert record.is_crowd.tolist() == [True, False]
+
+
 def test_names_with_spaces_unicode_and_signs_are_read(tmp_path):
     names = ["ein Bild.png", "图像.png", "100%.png", "-x.png", "sub/dir/a.png", ".hidden"]
     images = [image(number, name) for number, name in enumerate(names)]
@@ -176,6 +193,8 @@ def test_a_linked_image_folder_and_a_looping_link_are_no_crash(tmp_path):
         ({"images": [image(width=0)]}, "image entry"),
         ({"images": [image(width=-40)]}, "image entry"),
         ({"images": [image(width=40.5)]}, "image entry"),
+        ({"images": [image(image_id=1e300)]}, "image entry"),  # whole, but not exact
+        ({"images": [image(image_id=1.5)]}, "image entry"),
         ({"images": [image(height=None)]}, "image entry"),
         ({"images": [image(height=10**400)]}, "image entry"),
         ({"images": []}, "structure"),
@@ -205,6 +224,7 @@ def test_annotations_of_unknown_images_or_categories_are_errors(tmp_path, change
     (problem,) = problems_of(folder)
     assert problem.kind == f"unknown {next(iter(change)).removesuffix('_id')}"
     assert (problem.severity, problem.annotation_id) == ("error", 8)
+    assert ("(text, no number)" in problem.message) == ("3" in change.values())
 
 
 def test_repeated_annotation_ids_and_shared_files_are_warnings(tmp_path):
