@@ -9,25 +9,11 @@ import numpy as np
 from common import models
 from common.coco_format import ParsedFile, Problem
 from phase1_training.anchor_fit import Anchors, anchor_report
+from phase1_training.data_boxes import box_format, format_problems, sizes_wh
 
-# Boxes given as x1,y1,x2,y2 all lie inside the image when read so, and many leave it as xywh.
-XYXY_FITTING, XYXY_LEAVING, XYXY_MIN_BOXES = 0.98, 0.05, 5
 MIN_IMAGE_SIDE = 32  # pixels after the resize, one cell of the coarser levels
 FEW_ANCHORS = 0.05  # share of boxes without an anchor of IoU 0.5 that is worth a warning
 NAMED_CLASSES = 3
-
-
-def looks_like_xyxy(parsed: ParsedFile) -> bool:
-    """Whether the boxes of a file, as a whole, are corners instead of x, y, width, height."""
-    table = parsed.table
-    if not len(table.entries):
-        return False
-    start, second = table.boxes_xywh[:, :2], table.boxes_xywh[:, 2:]
-    limit = _sizes_wh(parsed)[table.image_index] + 1
-    fits = ((second > start) & (second <= limit) & (start >= -1)).all(axis=1)
-    leaves = fits & (start + second > limit).any(axis=1)
-    enough = leaves.sum() >= XYXY_MIN_BOXES and leaves.mean() >= XYXY_LEAVING
-    return bool(enough and fits.mean() >= XYXY_FITTING)
 
 
 def repeated_boxes(parsed: ParsedFile) -> np.ndarray:
@@ -41,11 +27,9 @@ def repeated_boxes(parsed: ParsedFile) -> np.ndarray:
 
 def file_problems(parsed: ParsedFile) -> list[Problem]:
     """What is wrong with a file as a whole, and which boxes it repeats."""
-    table, problems = parsed.table, []
-    if looks_like_xyxy(parsed):
-        message = "the boxes look like x1,y1,x2,y2: read as x,y,width,height many leave their "
-        message += "images, read as corners they fit. Wrong boxes would be taught; --fix converts"
-        problems.append(Problem("boxes as x1,y1,x2,y2", "error", message))
+    table = parsed.table
+    limits_wh = sizes_wh(parsed.images)[table.image_index]
+    problems = format_problems(box_format(table.boxes_xywh, limits_wh))
     for index in np.flatnonzero(repeated_boxes(parsed)).tolist():
         what = f"{_what(parsed, index)} repeats another of its image and class: counts twice in"
         problems.append(_of_box(parsed, index, "repeated box", f"{what} the loss and in mAP"))
@@ -126,11 +110,11 @@ def resized_problems(
     split = parsed.split
     assert split is not None
     problems = []
-    sizes_wh = _sizes_wh(parsed)
+    listed_wh = sizes_wh(parsed.images)
     resized = np.array(
         [
             models.resized_size(height, width, min_size, max_size)[::-1]
-            for width, height in sizes_wh.tolist()
+            for width, height in listed_wh.tolist()
         ],
         dtype=np.int64,
     ).reshape(-1, 2)
@@ -141,7 +125,7 @@ def resized_problems(
 
     rows = np.flatnonzero(parsed.usable & ~parsed.table.is_crowd)
     images = parsed.table.image_index[rows]
-    scale = (resized / np.maximum(sizes_wh, 1))[images]
+    scale = (resized / np.maximum(listed_wh, 1))[images]
     boxes = parsed.boxes_xyxy[rows] * np.hstack([scale, scale])
     sides = boxes[:, 2:] - boxes[:, :2]
     stride = anchors.strides[0]
@@ -202,11 +186,6 @@ def count(parsed: ParsedFile) -> dict[str, Any]:
         "crowd_boxes": int(parsed.table.is_crowd[parsed.usable].sum()),
         "per_class": {name: labels[index + 1] for index, name in enumerate(split.class_names)},
     }
-
-
-def _sizes_wh(parsed: ParsedFile) -> np.ndarray:
-    sizes = [(image["width"], image["height"]) for image in parsed.images]
-    return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
 
 def _what(parsed: ParsedFile, index: int) -> str:

@@ -12,8 +12,9 @@ from common import artifacts
 from common.cli import UserError
 from common.coco_files import annotation_patterns, read_annotations
 from common.coco_format import ParsedFile, find_annotations, parse_content
-from common.coco_table import NUMBERS
-from phase1_training import data_checks
+from common.coco_table import NUMBERS, AnnotationTable, with_whole_numbers
+from phase1_training import data_boxes, data_checks
+from phase1_training.data_ids import with_numeric_ids
 from phase1_training.image_checks import Picture, read_pictures
 
 Content = dict[str, Any]
@@ -25,8 +26,8 @@ def fix(
 ) -> list[Change]:
     """Repairs the annotations of a split as far as that needs no guess.
 
-    What cannot be used is left out, boxes are clipped, sizes corrected from the files, ids
-    numbered, iscrowd and area filled in. All other keys are kept.
+    What cannot be used is left out, boxes are converted and clipped, sizes corrected from the
+    files, ids read from text and numbered, iscrowd and area filled in. All other keys are kept.
 
     Args:
         new_file: written; it must not exist, nor lie where it would be taken for annotations.
@@ -36,16 +37,20 @@ def fix(
         What was changed, each with `change`, `image`, `annotation_id` and `message`.
 
     Raises:
-        UserError: nothing can be repaired, or `new_file` would replace or shadow an input.
+        UserError: nothing can be repaired, the boxes fit several formats or none, no annotation
+            would be left, or `new_file` would replace or shadow an input.
     """
     _refuse_target(data_path, new_file)
     annotation_file = find_annotations(data_path, split)
-    content = read_annotations(annotation_file)
+    content, numbered = with_numeric_ids(with_whole_numbers(read_annotations(annotation_file)))
     parsed = parse_content(data_path, annotation_file, content)
     if parsed.split is None or not parsed.split.class_names:
         what = f"cannot be repaired: {parsed.problems[0].message}"
         raise UserError(annotation_file, what, "export it anew")
     changes: list[Change] = []
+    for message in numbered:
+        _changed(changes, "text read as numbers", message)
+    count = len(content["annotations"])
     files = [record.path for record in parsed.split.records]
     pictures = read_pictures(files, workers=workers, cache=cache, label=f"{split} images")
     content = _usable_entries(content, parsed, pictures, changes)
@@ -53,6 +58,10 @@ def fix(
         raise UserError(annotation_file, "no image can be used", "export it anew")
     parsed = parse_content(data_path, annotation_file, content)
     content["annotations"] = _annotations(parsed, changes)
+    if count and not content["annotations"]:
+        first = next(row["message"] for row in changes if row["change"] == "annotation left out")
+        what = f"none of its {count} annotations can be used, the first one: {first}"
+        raise UserError(annotation_file, what, "export it anew")
     artifacts.write_text(new_file, _dump(content, changes))
     return changes
 
@@ -179,19 +188,19 @@ def _usable_annotations(
     changes: list[Change],
 ) -> list[dict]:
     """The annotations of `images`, their boxes as x, y, width, height of the file's pixels."""
-    boxes_xywh = parsed.table.boxes_xywh.copy()
-    if data_checks.looks_like_xyxy(parsed):
-        boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
-        message = f"{len(boxes_xywh)} boxes were x1,y1,x2,y2 and are x,y,width,height now"
-        _changed(changes, "boxes converted", message)
+    found = _box_format(parsed, images, scales)
+    if not found.is_xywh:
+        _changed(changes, "boxes converted", data_boxes.conversion(found))
     kept = []
-    for entry, box in zip(parsed.table.entries, boxes_xywh.tolist(), strict=True):
+    for index, box in enumerate(found.boxes_xywh.tolist()):
+        entry = parsed.table.entries[index]
         image_id = moved.get(entry["image_id"], entry["image_id"])
         if image_id not in images:
             _changed(changes, "annotation left out", "its image is left out", None, entry)
             continue
         entry = {**entry, "image_id": image_id}
         if any(new != old for new, old in zip(box, entry["bbox"], strict=True)):
+            _drop_derived(entry, parsed.table, index, found.normalised)
             entry["bbox"] = box
         if scales[image_id] != (1.0, 1.0):
             x, y = scales[image_id]
@@ -200,6 +209,35 @@ def _usable_annotations(
             entry.pop("area", None)
         kept.append(entry)
     return kept
+
+
+def _box_format(
+    parsed: ParsedFile, images: dict[int, dict], scales: dict[int, tuple[float, float]]
+) -> data_boxes.BoxFormat:
+    """Judged by the true sizes of the images, unless boxes are of the size before a resize."""
+    sizes = [
+        images[image["id"]] if scales.get(image["id"]) == (1.0, 1.0) else image
+        for image in parsed.images
+    ]
+    limits_wh = data_boxes.sizes_wh(sizes)[parsed.table.image_index]
+    found = data_boxes.box_format(parsed.table.boxes_xywh, limits_wh)
+    if len(found.readings) != 1:
+        assert parsed.split is not None
+        remedy = "export them as x,y,width,height in pixels"
+        raise UserError(parsed.split.annotation_file, data_boxes.refusal(found), remedy)
+    return found
+
+
+def _drop_derived(entry: dict, table: AnnotationTable, index: int, normalised: bool) -> None:
+    """Drops what was computed from the numbers of a box in another format, or normalised too."""
+    area, (width, height) = table.areas[index], table.boxes_xywh[index, 2:].tolist()
+    if (normalised and area <= 1) or math.isclose(area, width * height, rel_tol=1e-6):
+        entry.pop("area", None)
+    outlines = entry.get("segmentation")
+    if normalised and isinstance(outlines, list):
+        numbers = [n for part in outlines if isinstance(part, list) for n in part]
+        if all(type(n) in NUMBERS and n <= data_boxes.UNIT for n in numbers):
+            del entry["segmentation"]
 
 
 def _annotations(parsed: ParsedFile, changes: list[Change]) -> list[dict]:

@@ -126,7 +126,7 @@ def test_the_table_counts_each_kind_and_the_list_shows_the_first_of_it(broken, t
 
 def test_only_the_first_offenders_are_shown_and_all_are_saved(tmp_path, capsys):
     data = write_shapes(tmp_path / "data", splits={"train": 3, "val": 2})
-    boxes = [annotation([50, 40, 30, 30 + n], n) for n in range(1, 30)]
+    boxes = [annotation([n, 40, 20, 10], n) for n in range(1, 30)]  # 2 px below the image
     write_annotations(data, *boxes, images=[image(1, "train_0.png", 64, 48)])
     assert check_data.main(["--data-path", str(data), "--output", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.count("reaches outside") == check_data.SHOWN_PER_KIND
