@@ -84,7 +84,9 @@ def add_common_arguments(
     """Adds --device, --seed, --output, --quiet and --debug, which every script has."""
     group = parser.add_argument_group("common")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    group.add_argument("--seed", type=int, default=seed, help="seed of every random generator")
+    group.add_argument(
+        "--seed", type=seed_number, default=seed, help="seed of every random generator"
+    )
     group.add_argument("--output", type=Path, default=output, help=output_help)
     group.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -219,6 +221,13 @@ def positive_int(text: str) -> int:
     return value
 
 
+def seed_number(text: str) -> int:
+    value = int(_number(text, int))
+    if not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} does not fit into 64 bits")
+    return value
+
+
 def non_negative_int(text: str) -> int:
     value = int(_number(text, int))
     if value < 0:
@@ -244,6 +253,13 @@ def fraction(text: str) -> float:
     value = _number(text, float)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def fraction_below_one(text: str) -> float:
+    value = fraction(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError(f"{text} is not below 1")
     return value
 
 

@@ -1,6 +1,9 @@
 """Stopping between two steps (of a training) or frames (of a video) instead of inside of one."""
 
+import contextlib
+import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
@@ -24,11 +27,15 @@ class StopSignal:
     waited for: it raises at once. Outside the main thread, where Python delivers no signals,
     nothing is ever received.
 
+    Args:
+        announcement: told on stderr when the first signal arrives, if what is under way takes long.
+
     Attributes:
         received: the number of the signal, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, announcement: str = "") -> None:
+        self.announcement = announcement
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -51,6 +58,9 @@ class StopSignal:
         if self.received is not None:
             self.raise_received()
         self.received = number
+        if self.announcement:  # not through Python's streams: one may be in the middle of a line
+            with contextlib.suppress(OSError):
+                os.write(sys.stderr.fileno(), f"{self.announcement}\n".encode())
 
     def raise_received(self) -> None:
         """KeyboardInterrupt after SIGINT, Terminated after SIGTERM, nothing without a signal."""

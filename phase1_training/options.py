@@ -90,7 +90,7 @@ def _add_optimisation(recipe: argparse._ArgumentGroup) -> None:
     recipe.add_argument(
         "--lr", type=cli.positive_float, help="default: 0.005 for 4 images per step (adamw: 0.001)"
     )
-    recipe.add_argument("--momentum", type=cli.fraction, default=0.9, help="of SGD")
+    recipe.add_argument("--momentum", type=cli.fraction_below_one, default=0.9, help="of SGD")
     recipe.add_argument(
         "--weight-decay", type=cli.non_negative_float, help="default: 0.0005 (adamw: 0.01)"
     )
@@ -116,7 +116,7 @@ def _add_regularisation(recipe: argparse._ArgumentGroup) -> None:
     )
     recipe.add_argument(
         "--ema-decay",
-        type=cli.fraction,
+        type=cli.fraction_below_one,
         default=0.0,
         help="validate and keep a moving average of the weights, for instance 0.999; 0: none",
     )
@@ -146,7 +146,12 @@ def _add_regularisation(recipe: argparse._ArgumentGroup) -> None:
 
 
 def _batch_size(text: str) -> int | None:
-    return None if text == "auto" else cli.positive_int(text)
+    if text == "auto":
+        return None
+    try:
+        return cli.positive_int(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor auto") from None
 
 
 def make_recipe(args: argparse.Namespace, run: "Run", ranks: "Ranks") -> "Recipe":
@@ -163,7 +168,8 @@ def make_recipe(args: argparse.Namespace, run: "Run", ranks: "Ranks") -> "Recipe
         batch_size=batch_size,
         accumulate=args.accumulate,
         optimizer=optimizer,
-        learning_rate=args.lr or _default_learning_rate(optimizer, batch_size * ranks.size),
+        learning_rate=args.lr
+        or _default_learning_rate(optimizer, min(batch_size * ranks.size, len(run.train.records))),
         momentum=args.momentum,
         weight_decay=(WEIGHT_DECAY[optimizer] if args.weight_decay is None else args.weight_decay),
         schedule=args.schedule or ("cosine" if is_demo else "step"),

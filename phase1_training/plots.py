@@ -73,7 +73,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.set_title(LOSS_TITLES[name])
         for axis in figure.axes:
             axis.margins(y=0.12)
-            axis.set(xlabel="epoch", ylim=(0, 1 if axis is scores else None))
+            axis.set(xlabel="epoch", ylim=(0, 1.04 if axis is scores else None))
             axis.grid(alpha=0.3)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
             axis.spines[["top", "right"]].set_visible(False)

@@ -138,6 +138,7 @@ def settings(run: Run, recipe: "Recipe", ranks: "Ranks") -> dict[str, Any]:
     """What a continued run must have in common with its beginning. Reads the annotations and the
     sizes of all images: once, when the data have just been parsed."""
     return {
+        "processes": ranks.size,
         "architecture": run.architecture,
         "weights": run.weights,
         "min_size": run.min_size,
@@ -150,7 +151,6 @@ def settings(run: Run, recipe: "Recipe", ranks: "Ranks") -> dict[str, Any]:
         "train images": len(run.train.records),
         "train image files (sha256 of names and sizes)": _files_digest(run.train),
         "classes": list(run.train.class_names),
-        "processes": ranks.size,
     }
 
 
@@ -188,6 +188,7 @@ def checkpoint_to_continue(run: Run, settings: dict[str, Any]) -> dict[str, Any]
     saved = checkpoint["settings"]
     for key, value in settings.items():
         if saved.get(key) != value:
-            what = f"was trained with {key} {saved.get(key)!s:.80}, not {value!s:.80}"
-            raise UserError(path, what, "give the same settings, or start without --resume")
+            shown = 12 if "sha256" in key else 80
+            what = f"was trained with {key} {saved.get(key)!s:.{shown}}, not {value!s:.{shown}}"
+            raise UserError(path, what, "give the same, or start anew in another --output")
     return checkpoint

@@ -28,6 +28,8 @@ from phase1_training.run_files import Run
 from phase1_training.tensorboard_log import TensorBoardLog
 from phase1_training.validation import Validation, validate
 
+STOPPING = "Stopping after this step, and saving; a second time ends at once"
+DIVERGED = 5.0  # times the lowest validation loss so far
 SAVE_INTERVAL_S = 600.0  # within an epoch; a run that is killed loses no more than this
 
 
@@ -66,7 +68,7 @@ def train(
     shapes = ", ".join(f"{width}x{height}" for height, width in loader.shapes())
     log.info("Batches are padded to one of: %s px", shapes)
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignal())
+        stop = stack.enter_context(StopSignal(STOPPING))
         stack.callback(loader.close)
         folder = run.output / "tensorboard" if ranks.is_main else None
         board = stack.enter_context(TensorBoardLog(folder, steps_done=trainer.steps_done))
@@ -222,6 +224,7 @@ class _Session:
                     ranks=self.ranks,
                     workers=self.run.workers,
                     batch_size=batch_size,
+                    after_batch=self._stop_if_alone,
                 )
             except RuntimeError as error:  # before anything is shared with the other ranks
                 if batch_size == 1 or not timing.is_out_of_memory(error):
@@ -248,6 +251,9 @@ class _Session:
             *(row["epoch"], self.recipe.epochs, row["train_loss"], row["val"]["loss"]),
             *(row["val"]["map"], row["val"]["map_50"], row["images_per_s"], row["seconds"]),
         )
+        losses = [epoch["val"]["loss"] for epoch in report["epochs"]]
+        if losses[-1] > DIVERGED * min(losses):
+            log.warning("The validation loss rises: the run diverges. Lower --lr")
         steps, metrics = self.trainer.steps_done, self.run.metrics
         self.board.epoch(steps, row, peak_memory_mib=report["peak_memory_mib"])
         plots.training_curves(report["epochs"], metrics / "training_curves.png")
@@ -264,6 +270,12 @@ class _Session:
         due = time.monotonic() - self.saved_at > SAVE_INTERVAL_S
         if self.ranks.any(due or self.stop.received is not None):
             self._save_last()
+            self._stop_if_asked()
+
+    def _stop_if_alone(self) -> None:
+        """Within a validation, which is repeated when the run goes on; among several processes
+        each has its own number of batches, and they stop after it."""
+        if self.ranks.size == 1:
             self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:

@@ -7,7 +7,7 @@ Here one pass of the backbone in evaluation mode serves both.
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,7 @@ def validate(
     ranks: "Ranks | None" = None,
     workers: int = 0,
     batch_size: int = BATCH_SIZE,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Validation:
     """Detects on every image of a split and computes the loss there; the model stays as it is.
 
@@ -68,6 +69,7 @@ def validate(
             and all of them return the whole.
         workers: threads that decode images ahead, at least one.
         batch_size: images at a time.
+        after_batch: called between two batches; what it raises ends the validation.
 
     Raises:
         UserError: an image cannot be read; on every rank, whichever met it.
@@ -80,12 +82,15 @@ def validate(
     error = None
     try:
         with _evaluation_mode(model), torch.no_grad():
-            for indices, images in cli.progress(loaded, total=len(batches), label="validation"):
+            for indices, images in cli.progress(
+                loaded, total=len(batches), label="validation batch"
+            ):
                 records = [split.records[index] for index in indices]
                 detections, losses = _validate_batch(model, records, images, indices, device)
                 found.update(zip(indices, detections, strict=True))
                 sums = torch.stack([losses.sums[name] for name in LOSS_NAMES])
                 rows.append(torch.cat((sums, losses.counts)))
+                after_batch()
     except UserError as mistake:  # told to the other ranks first: they wait for this one's share
         error = str(mistake)
     shares = [(found, torch.stack(rows).cpu().double().sum(dim=0).tolist(), error)]

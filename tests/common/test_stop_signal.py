@@ -37,3 +37,10 @@ def test_outside_the_main_thread_nothing_is_changed():
     thread.start()
     thread.join()
     assert received == [None]
+
+
+def test_a_first_signal_is_acknowledged_at_once(capfd):
+    with StopSignal("Stopping after this step") as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert capfd.readouterr().err == "Stopping after this step\n"
+        assert stop.received == signal.SIGINT

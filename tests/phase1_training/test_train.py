@@ -170,3 +170,9 @@ def test_the_largest_batch_is_found_and_continued_with(shapes, tmp_path, capsys,
     assert artifacts.read_json(tmp_path / "run" / "training.json")["recipe"]["batch_size"] == 3
     monkeypatch.setattr(memory, "_extrapolated", lambda peak, largest, room: 2)
     assert run_training(shapes, tmp_path / "run", *words, "--resume") == 0
+
+
+def test_the_default_rate_is_that_of_the_images_there_are(shapes, tmp_path, capsys):
+    more = ["--epochs", 1, "--optimizer", "sgd", "--batch-size", 1000]
+    assert run_training(shapes, tmp_path / "run", *more) == 0
+    assert "batch 1000, lr 0.00625," in capsys.readouterr().out  # 0.005 * 5 images / 4

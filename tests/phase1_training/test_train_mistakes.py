@@ -35,7 +35,8 @@ def test_a_damaged_image_is_one_line_naming_it(tmp_path, capsys, workers):
     "words",
     ["--epochs 0", "--epochs -1", "--epochs x", "--batch-size 0", "--lr nan", "--lr 0", "--lr -1",
      "--workers -1", "--min-size 0", "--architecture yolo", "--amp fp8",
-     "--epoch 3"],
+     "--epoch 3", "--seed 99999999999999999999", "--momentum 1", "--ema-decay 1",
+     "--batch-size big"],
 )  # fmt: skip
 def test_impossible_options_are_one_line(capsys, words):
     with pytest.raises(SystemExit) as raised:
