@@ -1,5 +1,6 @@
 """StopSignal: the first signal is noted, the second raises, the old handlers come back."""
 
+import os
 import signal
 import threading
 
