@@ -31,6 +31,13 @@ def arrange_sizes(sizes: Sequence[int], like: Sequence[Sequence[int]]) -> Sizes:
     return levels * len(like) if shared else levels
 
 
+def flat_sizes(levels: Sequence[Sequence[int]]) -> list[int]:
+    """The sizes that `arrange_sizes` makes `levels` from."""
+    if len(set(map(tuple, levels))) == 1:
+        return list(levels[0])
+    return [size for level in levels for size in level]
+
+
 def set_anchor_sizes(model: "FasterRCNN", sizes: Sequence[Sequence[int]]) -> None:
     """Gives the region proposal network other anchor sizes; aspect ratios and weights stay."""
     from torchvision.models.detection.anchor_utils import AnchorGenerator

@@ -116,7 +116,13 @@ def _check(args: argparse.Namespace) -> None:
             repair += ["--split", "val"]
         raise UserError(args.data_path, what, f"mend them, or: {shlex.join(repair)}")
     log.info("Nothing found that would stop a training.")
-    cli.finished([path], shlex.join(["python", "phase1_training/train.py", *data]))
+    judged_by = []
+    for name in ("architecture", "min_size", "max_size"):
+        if getattr(args, name) is not None:
+            judged_by += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    if args.anchor_sizes:
+        judged_by += ["--anchor-sizes", ",".join(map(str, args.anchor_sizes))]
+    cli.finished([path], shlex.join(["python", "phase1_training/train.py", *data, *judged_by]))
 
 
 def _fix(args: argparse.Namespace) -> None:
@@ -136,7 +142,11 @@ def _fix(args: argparse.Namespace) -> None:
     path = args.output / "data_fix.json"
     record = artifacts.provenance("data_fix", "cpu", [source])
     artifacts.write_json(path, {**record, "changes": changes})
-    log.info("To use it, keep %s elsewhere and put the copy in its place.", paths.display(source))
+    if changes:
+        words = [str(paths.display(path)) for path in (source, args.fix)]
+        log.info("To use it: mv %s ..., then mv %s %s", *map(shlex.quote, (*words, words[0])))
+    else:
+        log.info("There was nothing to repair here: the copy says the same.")
     cli.finished([args.fix, path], None)
 
 

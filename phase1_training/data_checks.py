@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from common import models
+from common.anchors import flat_sizes
 from common.coco_format import ParsedFile, Problem
 from phase1_training.anchor_fit import Anchors, anchor_report
 from phase1_training.data_boxes import box_format, format_problems, sizes_wh
@@ -164,8 +165,7 @@ def _recall_problems(report: Mapping[str, Any]) -> list[Problem]:
     if other is None:
         message += ". Other anchor sizes gain nothing: raise --min-size"
     else:
-        levels = other["sizes"][:1] if len(set(other["sizes"])) == 1 else other["sizes"]
-        sizes = ",".join(str(size) for level in levels for size in level)
+        sizes = ",".join(map(str, flat_sizes(other["sizes"])))
         message += f". --anchor-sizes {sizes} would leave {_percent(other, 0.5)} (without one of "
         message += f"0.7: {_percent(other, 0.7)} instead of {_percent(own, 0.7)})"
     return [Problem("anchor recall", "warning", message)]

@@ -69,8 +69,9 @@ def inspect(
     """Examines annotations and images and lists everything; arguments as of `examine`.
 
     Returns:
-        `counts` per split; `anchors`, see `anchor_fit.anchor_report`; and `problems`, errors
-        first, each with kind, severity, split, image, annotation_id and message.
+        `counts` per split; `pictures`, a digest of all pixels per split; `anchors`, see
+        `anchor_fit.anchor_report`; and `problems`, errors first, each with kind, severity, split,
+        image, annotation_id and message.
 
     Raises:
         UserError: there are no training annotations, or a file is not JSON at all.
@@ -100,6 +101,7 @@ def _check_annotations(
         "max_size": max_size,
         "counts": {},
         "anchors": None,
+        "pictures": {},
         "problems": [],
     }
     for name, parsed in splits.items():
@@ -127,6 +129,7 @@ def _check_images(
         pictures[name] = image_checks.read_pictures(
             files, workers=workers, cache=cache, label=f"{name} images"
         )
+        report["pictures"][name] = image_checks.digest(pictures[name])
     for name, found in image_checks.picture_problems(splits, pictures).items():
         _add(report, name, found)
 

@@ -130,6 +130,14 @@ def _picture(file: Path) -> Picture | str:
     return Picture(width, height, orientation if known else 1, digest.hexdigest())
 
 
+def digest(pictures: Sequence[Picture | str]) -> str:
+    """sha256 over the pixels of a split's images, in order: another picture, another digest."""
+    found = hashlib.sha256()
+    for picture in pictures:
+        found.update(picture.digest.encode() if isinstance(picture, Picture) else b"unreadable")
+    return found.hexdigest()
+
+
 # --- findings ---------------------------------------------------------------------------------
 
 

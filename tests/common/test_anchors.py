@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common import models
-from common.anchors import arrange_sizes, set_anchor_sizes
+from common.anchors import arrange_sizes, flat_sizes, set_anchor_sizes
 from common.cli import UserError
 
 CPU = torch.device("cpu")
@@ -16,6 +16,11 @@ def test_small_sizes_go_to_fine_levels():
     assert arrange_sizes([90, 10, 20, 40, 300], ONE_EACH) == ((10,), (20,), (40,), (90,), (300,))
     assert arrange_sizes([4, 1, 3, 2], ((0,), (0, 0), (0,))) == ((1,), (2, 3), (4,))
     assert arrange_sizes([9, 5, 7], ALL_EACH) == ((5, 7, 9),) * 3
+
+
+@pytest.mark.parametrize("levels", [ONE_EACH, ALL_EACH, ((1,), (2, 3), (4,))])
+def test_flat_sizes_are_the_way_back(levels):
+    assert arrange_sizes(flat_sizes(levels), levels) == levels
 
 
 @pytest.mark.parametrize(("sizes", "like"), [([1, 2], ONE_EACH), ([1, 2, 3, 4], ALL_EACH)])
