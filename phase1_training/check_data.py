@@ -143,8 +143,8 @@ def _fix(args: argparse.Namespace) -> None:
     record = artifacts.provenance("data_fix", "cpu", [source])
     artifacts.write_json(path, {**record, "changes": changes})
     if changes:
-        words = [str(paths.display(path)) for path in (source, args.fix)]
-        log.info("To use it: mv %s ..., then mv %s %s", *map(shlex.quote, (*words, words[0])))
+        old, new = (shlex.quote(paths.display(path)) for path in (source, args.fix))
+        log.info("To use it: mv %s %s.original && mv %s %s", old, old, new, old)
     else:
         log.info("There was nothing to repair here: the copy says the same.")
     cli.finished([args.fix, path], None)
