@@ -232,20 +232,21 @@ def _write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
 def _keep(path: Path, previous: Path) -> None:
     """Lets `previous` be the checkpoint at `path`, which stays there, too; each with its sidecar.
 
-    Both names lead to the same bytes until `path` is replaced.
+    Both names lead to the same bytes until `path` is replaced; on a disk without hard links it is
+    copied.
     """
-    sidecar(previous).unlink(missing_ok=True)  # it is of another checkpoint
+    _remove_abandoned(previous)
     for file, kept in ((path, previous), (sidecar(path), sidecar(previous))):
         if file.exists():
-            temporary = kept.with_name(f".tmp-{kept.name}")
-            temporary.unlink(missing_ok=True)
-            try:
-                os.link(file, temporary)
-            except OSError:  # no hard links here: for a moment there is the kept one only
-                os.replace(file, kept)
-            else:
-                os.replace(temporary, kept)
-                temporary.unlink(missing_ok=True)  # if `kept` was that file already
+            with atomic_path(kept) as temporary:
+                temporary.unlink()
+                try:
+                    os.link(file, temporary)
+                except OSError:
+                    with open(file, "rb") as source, open(temporary, "wb") as copy:
+                        shutil.copyfileobj(source, copy, 1 << 20)
+                # Beside what comes into its place no sidecar is better than that of another.
+                sidecar(previous).unlink(missing_ok=True)
 
 
 def previous_checkpoint(path: Path) -> Path:
@@ -287,10 +288,9 @@ def _go_back(path: Path, otherwise: str) -> str:
     previous = previous_checkpoint(path)
     if not previous.is_file():
         return otherwise
-    return (
-        f"go back to the one before it: delete {path.name} and {sidecar(path).name}, rename "
-        f"{previous.stem}.* to {path.stem}.*"
-    )
+    names = [file.name for file in (path, sidecar(path)) if file.exists()]
+    delete = f"delete {' and '.join(names)}, " if names else ""
+    return f"go back to the one before it: {delete}rename {previous.stem}.* to {path.stem}.*"
 
 
 def sidecar(path: Path) -> Path:

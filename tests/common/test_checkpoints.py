@@ -172,8 +172,11 @@ def test_a_damaged_checkpoint_names_the_previous_one(tmp_path, damage):
     last.write_bytes({"flip": flipped, "empty": b""}.get(damage, whole[:-50]))
     if damage == "remove":
         last.unlink()
+    delete = {"remove": r"delete last\.json, ", "unknown": r"delete last\.pth, "}.get(
+        damage, r"delete last\.pth and last\.json, "
+    )
     remedy = (
-        r"last\.pth: .* – go back to the one before it: delete last\.pth and last\.json, "
+        rf"last\.pth: .* – go back to the one before it: {delete}"
         r"rename last\.previous\.\* to last\.\*"
     )
     with pytest.raises(UserError, match=remedy):
