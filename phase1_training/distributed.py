@@ -27,6 +27,7 @@ torchrun kills what is left after 30 s (`--shutdown-timeout`) and exits with 1 i
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -37,9 +38,10 @@ import torch.distributed as dist
 from common.cli import UserError, log
 from common.environment import select_device
 
-# How long ranks wait for each other, for instance while the first one computes the mAP. A rank that
-# ends is noticed at once.
+# How long ranks wait for each other, for instance while the main one writes a checkpoint. A rank
+# that ends is noticed at once.
 TIMEOUT = timedelta(minutes=10)
+POLL_S = 0.2  # between two looks at whether the main rank is done with a long task
 BUCKET_BYTES = 25 * 2**20  # gradients travel together: fewer, larger messages
 Item = TypeVar("Item")
 
@@ -59,6 +61,7 @@ class Ranks:
         self.rank = rank
         self.size = size
         self.device = device
+        self._tasks = 0
 
     @property
     def is_main(self) -> bool:
@@ -116,6 +119,28 @@ class Ranks:
     def barrier(self) -> None:
         """Waits until every rank is here."""
         self.any(False)
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Lets the others wait at the end of the block until the main rank has left it.
+
+        For work that may take hours, for which `barrier` would give up after TIMEOUT. They ask
+        again and again, since a signal would not interrupt them while they wait inside of torch.
+        """
+        if self.size == 1:
+            yield
+            return
+        self._tasks += 1
+        store, key = dist.distributed_c10d._get_default_store(), f"main rank, task {self._tasks}"
+        try:
+            yield
+        finally:
+            if self.is_main:  # also after an error: the others then miss it at the barrier
+                store.set(key, "done")
+        with _others_expected():
+            while not store.check([key]):
+                time.sleep(POLL_S)
+        self.barrier()
 
     def gather(self, items: list[Item]) -> list[list[Item]]:
         """The lists of all ranks, by rank, for every rank. Items are pickled."""

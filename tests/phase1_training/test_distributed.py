@@ -256,6 +256,43 @@ def test_a_lost_rank_is_one_line_at_once(method):
     assert "\n" not in line
 
 
+def let_the_main_rank_work(how: str) -> list[float]:
+    """Twice, and for longer than TIMEOUT the first time; how long that took since the start."""
+    distributed.TIMEOUT = timedelta(seconds=2 if how == "long" else 60)
+    started, waited = time.monotonic(), []
+    with join("cpu") as ranks:
+        for work_s in (2.5, 0.1):
+            with ranks.main_first():
+                if ranks.is_main and how == "long":
+                    time.sleep(work_s)
+                elif ranks.is_main and how == "killed":
+                    os._exit(3)
+                elif ranks.is_main and how == "fails":
+                    raise UserError("the data", "are wrong", "mend them")
+            waited.append(time.monotonic() - started)
+    return waited
+
+
+def test_the_main_rank_may_work_for_longer_than_the_timeout():
+    for first, second in run_ranks(let_the_main_rank_work, 3, "long"):
+        assert first >= 2.5
+        assert second >= 2.6
+
+
+def test_alone_the_main_rank_works_at_once():
+    assert len(let_the_main_rank_work("at once")) == 2
+
+
+@pytest.mark.parametrize(
+    ("how", "end"), [("killed", "exit: 3"), ("fails", "UserError: the data: are wrong – mend them")]
+)
+def test_others_do_not_wait_for_a_main_rank_that_is_gone(how, end):
+    main, other = run_ranks(let_the_main_rank_work, 2, how)
+    assert f"{main.kind}: {main.text}" == end
+    assert other.kind == "UserError"
+    assert "another process of this run is lost (" in other.text
+
+
 def wait_too_long() -> None:
     distributed.TIMEOUT = timedelta(seconds=2)
     with join("cpu") as ranks:
