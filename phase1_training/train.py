@@ -12,8 +12,8 @@ end) into --output, and training.json, training_log.csv and pictures into output
 """
 
 import argparse
+import contextlib
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,11 +23,12 @@ sys.path.insert(0, str(ROOT))  # so `python phase1_training/train.py` finds comm
 
 from common import cli, coco, environment, models, paths
 from common.cli import UserError, log
-from phase1_training import data_doctor, options
+from phase1_training import data_doctor, options, run_folder
 from phase1_training.run_files import Run
 
 if TYPE_CHECKING:
     from phase1_training.distributed import Ranks
+    from phase1_training.recipe import Recipe
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,9 +41,8 @@ def _prepare(args: argparse.Namespace) -> Run:
     """Everything that can be wrong with the arguments and the data, before anything is written."""
     if args.resume and args.overwrite:
         raise UserError("--resume", "contradicts --overwrite", "give one of them")
-    if (args.output / "last.pth").exists() and not (args.resume or args.overwrite):
-        remedy = "choose another --output, continue it with --resume or replace it with --overwrite"
-        raise UserError(args.output, "holds another run", remedy)
+    if not (args.resume or args.overwrite):
+        run_folder.refuse_another_run(args.output)
     data_path = args.data_path or paths.DEMO
     train_split, val_split = coco.load_train_and_val(data_path)
     start_from = _load_start(args, train_split)
@@ -93,31 +93,19 @@ def _load_start(args: argparse.Namespace, train_split: coco.CocoSplit) -> models
     return loaded
 
 
-def _require_writable(folder: Path) -> None:
-    """A folder that cannot be written to is told before an epoch is spent, not after it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        what = f"cannot be written to ({error.strerror})"
-        raise UserError(folder, what, "choose another --output") from None
-
-
-def _examine_data(args: argparse.Namespace, run: Run, ranks: "Ranks") -> None:
+def _examine_data(args: argparse.Namespace, run: Run) -> None:
     """Looks at the data as check_data.py does; what it finds is told, an error ends the run."""
-    if ranks.is_main:
-        report = data_doctor.examine(
-            args.data_path or paths.DEMO,
-            architecture=run.architecture,
-            min_size=run.min_size,
-            max_size=run.max_size,
-            workers=max(1, run.workers),
-            cache=run.metrics / "image_cache.json",
-            anchor_sizes=run.anchor_sizes,
-        )
-        for line in data_doctor.summary_lines(report):
-            log.info("%s", line)
-    ranks.barrier()
+    report = data_doctor.examine(
+        args.data_path or paths.DEMO,
+        architecture=run.architecture,
+        min_size=run.min_size,
+        max_size=run.max_size,
+        workers=max(1, run.workers),
+        cache=run.metrics / "image_cache.json",
+        anchor_sizes=run.anchor_sizes,
+    )
+    for line in data_doctor.summary_lines(report):
+        log.info("%s", line)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -132,12 +120,21 @@ def _train(args: argparse.Namespace, ranks: "Ranks") -> None:
         raise UserError("--amp fp16", "needs a GPU", "use --amp bf16 or off")
     run = _prepare(args)
     recipe = options.make_recipe(args, run, ranks)
-    for folder in (run.output, run.metrics):
-        _require_writable(folder)
+    with contextlib.ExitStack() as held:
+        with ranks.main_first():
+            if ranks.is_main:
+                held.enter_context(run_folder.hold(run.output, run.metrics))
+                if not (args.resume or args.overwrite):  # ended since the first look, perhaps
+                    run_folder.refuse_another_run(run.output)
+                log.info(environment.summary_line(str(ranks.device)))
+                _examine_data(args, run)
+        _train_held(args, run, recipe, ranks)
+
+
+def _train_held(args: argparse.Namespace, run: Run, recipe: "Recipe", ranks: "Ranks") -> None:
+    """Trains on examined data into folders no other run writes to."""
     from phase1_training import training_run
 
-    log.info(environment.summary_line(str(ranks.device)))
-    _examine_data(args, run, ranks)
     if args.batch_size is None:
         args.batch_size = training_run.fitting_batch_size(run, recipe, ranks, resume=args.resume)
         recipe = options.make_recipe(args, run, ranks)
@@ -147,6 +144,8 @@ def _train(args: argparse.Namespace, ranks: "Ranks") -> None:
         *(len(run.val.records), recipe.epochs, recipe.batch_size * ranks.size),
         *(recipe.learning_rate, recipe.amp),
     )
+    if args.overwrite and ranks.is_main:
+        run_folder.clear(run)
     report = training_run.train(run, recipe, ranks.device, ranks, resume=args.resume)
     if ranks.is_main:
         _tell_result(run, report)

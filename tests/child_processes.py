@@ -10,7 +10,7 @@ from typing import Any
 
 # One process imports torch, the others are forked from it.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "torchvision", "phase1_training.distributed"])
+CONTEXT.set_forkserver_preload(["pytest", "torchvision", "phase1_training.training_run"])
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,17 @@
-"""Running `train.py` in this process on tiny data, and reading what it left."""
+"""Running `train.py` on tiny data, in this process or another, and reading what it left."""
 
+import os
 import shutil
+import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import torch
 
-from common import artifacts
+from common import artifacts, paths
 from phase1_training import train
+from tests.child_processes import CONTEXT
 
 TINY = ["--architecture", "demo", "--min-size", "64", "--max-size", "96", "--batch-size", "2"]
 TINY += ["--warmup-steps", "1", "--device", "cpu", "--amp", "off"]
@@ -23,6 +28,37 @@ def arguments(data: Path, output: Path, *more: object) -> list[str]:
 
 def run_training(data: Path, output: Path, *more: object) -> int:
     return train.main(arguments(data, output, *more))
+
+
+def start_training(
+    printed: Path, data: Path, output: Path, *more: object, change: Callable[..., None], at: object
+) -> ForkServerProcess:
+    """Starts `train.py` in a process of its own, to be killed or to hold a folder.
+
+    Args:
+        printed: file of what it prints, to stdout and stderr.
+        change: a function of a module; `change(at)` is called in the process before the training.
+    """
+    words = arguments(data, output, *more)
+    process = CONTEXT.Process(target=_train, args=(printed, words, change, at))
+    process.start()
+    return process
+
+
+def _train(printed: Path, words: list[str], change: Callable[..., None], at: object) -> None:
+    with open(printed, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = [str(paths.ROOT / "phase1_training" / "train.py"), *words]
+    change(at)
+    raise SystemExit(train.main(words))
+
+
+def ended(process: ForkServerProcess) -> int:
+    """Its exit status, or minus the number of the signal that killed it."""
+    process.join(100)
+    assert process.exitcode is not None, "it hangs"
+    return process.exitcode
 
 
 def error_of(capsys) -> str:

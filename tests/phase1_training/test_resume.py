@@ -3,9 +3,6 @@
 import os
 import shlex
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,35 +16,47 @@ from tests.training_runs import (
     arguments,
     checksums,
     copy_of,
+    ended,
     equal,
     error_of,
     metrics,
     run_training,
+    start_training,
     weights,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 AVERAGED = ["--epochs", 2, "--ema-decay", 0.9, "--multi-scale", "48,64", "--clip-norm", 5]
-KILL_AT_STEP = """
-import os, signal, sys
-from phase1_training import train, training_run
-training_run.SAVE_INTERVAL_S = 0  # after every step
-made = training_run._Session._after_step
-def killed_at(session, losses):
-    made(session, losses)
-    if session.trainer.steps_done == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-training_run._Session._after_step = killed_at
-raise SystemExit(train.main(sys.argv[1:]))
-"""
+
+
+def signal_after_step(number: signal.Signals, step: int, *, saved: bool = False) -> None:
+    """The process sends itself a signal after a step; `saved`: when that has been saved."""
+    from phase1_training import training_run
+
+    after_step = training_run._Session._after_step
+
+    def signalled(session, losses):
+        here = session.trainer.steps_done == step
+        if here and not saved:
+            os.kill(os.getpid(), number)
+        if here and saved:
+            training_run.SAVE_INTERVAL_S = 0
+        after_step(session, losses)
+        if here and saved:
+            os.kill(os.getpid(), number)
+
+    training_run._Session._after_step = signalled
+
+
+def kill_after_step(step: int) -> None:
+    signal_after_step(signal.SIGKILL, step, saved=True)
 
 
 def killed_in_the_second_epoch(data: Path, output: Path, *more: object) -> None:
     """Ended by SIGKILL after step 5 of 6, two steps into the second epoch."""
-    command = [sys.executable, "-c", KILL_AT_STEP, *arguments(data, output, *more)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    log = output.with_name(f"{output.name}.txt")
+    process = start_training(log, data, output, *more, change=kill_after_step, at=5)
+    assert ended(process) == -signal.SIGKILL, log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -207,48 +216,32 @@ def test_resuming_what_is_no_training_is_refused(straight, shapes, tmp_path, cap
     assert "last.pth: not a checkpoint, damaged" in error_of(capsys)
 
 
-def test_an_existing_run_is_neither_replaced_nor_touched(straight, shapes, capsys):
-    before = checksums(straight)
-    assert run_training(shapes, straight, "--epochs", 1) == 2
-    line = error_of(capsys)
-    assert "holds another run" in line
-    assert "--resume or replace it with --overwrite" in line
-    assert run_training(shapes, straight, "--epochs", 1, "--resume", "--overwrite") == 2
-    assert "contradicts --overwrite" in error_of(capsys)
-    assert checksums(straight) == before
-
-
-def test_overwrite_replaces_a_run(straight, shapes, tmp_path):
-    output = copy_of(straight, tmp_path / "replaced")
-    assert run_training(shapes, output, "--epochs", 1, "--seed", 5, "--overwrite") == 0
-    assert not equal(weights(output / "last.pth"), weights(straight / "last.pth"))
-    assert artifacts.read_json(output / "training.json")["complete"]
-
-
 # --- being stopped ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_is_saved_and_says_how_to_continue(shapes, tmp_path, number, status):
-    output = tmp_path / "a run"
-    workers = 1 if number == signal.SIGINT else 0
-    words = [*arguments(shapes, output, "--epochs", 500, "--workers", workers), "--overwrite"]
-    command = [sys.executable, str(ROOT / "phase1_training" / "train.py"), *words]
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-    )
-    deadline = time.monotonic() + 100
-    while not (output / "training_batch.png").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.2)  # somewhere within the first epochs
-    child.send_signal(number)
-    out, err = child.communicate(timeout=60)
-    assert child.returncode == status, err
-    assert "Traceback" not in err
-    (line,) = (line for line in out.splitlines() if line.startswith("Stopped. "))
+def terminate_after_step(step: int) -> None:
+    signal_after_step(signal.SIGTERM, step)
+
+
+def interrupt_after_step(step: int) -> None:
+    signal_after_step(signal.SIGINT, step)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "workers"),
+    [(terminate_after_step, 143, 0), (interrupt_after_step, 130, 1)],
+)
+def test_a_stopped_run_is_saved_and_says_how_to_continue(shapes, tmp_path, change, status, workers):
+    output, printed = tmp_path / "a run", tmp_path / "printed.txt"
+    more = ["--epochs", 500, "--workers", workers, "--overwrite"]
+    process = start_training(printed, shapes, output, *more, change=change, at=2)
+    assert ended(process) == status, printed.read_text()
+    text = printed.read_text()
+    assert "Traceback" not in text
+    (line,) = (line for line in text.splitlines() if line.startswith("Stopped. "))
     continued = shlex.split(line.removeprefix("Stopped. Continue with: "))
-    assert continued[2:] == [word for word in words if word != "--overwrite"] + ["--resume"]
-    checkpoint = artifacts.load_checkpoint(output / "last.pth")
-    totals = checkpoint["state"]["totals"]
-    assert (totals["epoch"], totals["step"]) > (1, 0)
-    assert not list(output.glob(".tmp-*"))
+    words = [word for word in arguments(shapes, output, *more) if word != "--overwrite"]
+    assert continued == ["python", "phase1_training/train.py", *words, "--resume"]
+    totals = artifacts.load_checkpoint(output / "last.pth")["state"]["totals"]
+    assert (totals["epoch"], totals["step"]) == (1, 2)
+    assert not list(output.glob(".*"))  # neither a file half written nor a lock

@@ -1,0 +1,140 @@
+"""The folder of a run: in the hands of one process at a time, and cleared of the run it replaces.
+
+A training that writes into the folder of another one leaves a mixture of both. So the main process
+holds a lock on OUTPUT/.lock from before the first file is written to the end of the run. The system
+releases it however the process ends. Windows and some network disks have no such locks: there it is
+for the person to start one run at a time.
+"""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from common import artifacts
+from common.cli import UserError, log
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    from phase1_training.run_files import Run
+
+LOCK = ".lock"
+# In the order of removal: what --resume would take goes first.
+CHECKPOINTS = ("last.pth", "last.previous.pth", "best_model.pth", "trained_model.pth")
+METRICS = (
+    *("training.json", "training_log.csv", "training_curves.png", "training_batch.png"),
+    *("val_predictions.png", "per_class_ap.png", "bad_batch_epoch*_step*.pth"),
+)
+
+
+@contextlib.contextmanager
+def hold(*folders: Path) -> Iterator[None]:
+    """Keeps other runs out of `folders`, which are made where they are missing.
+
+    Raises:
+        UserError: another run holds one of them, or nothing can be written there.
+    """
+    with contextlib.ExitStack() as stack:
+        for folder in {folder.resolve(): folder for folder in folders}.values():
+            stack.enter_context(_locked(folder))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _open_locked(folder)
+    except OSError as error:
+        what = f"cannot be written to ({error.strerror})"
+        raise UserError(folder, what, "choose another --output") from None
+    try:
+        yield
+    finally:
+        if sys.platform == "win32":
+            file.close()  # an open file cannot be removed there
+        with contextlib.suppress(OSError):  # left behind, it keeps nobody out
+            (folder / LOCK).unlink()  # locked until then: no other run's
+        file.close()
+
+
+def _open_locked(folder: Path) -> TextIO:
+    """The lock file with this process's number in it.
+
+    A record lock: unlike one by flock, it is not passed on to forked loader processes, which may
+    live for seconds after a killed run.
+    """
+    while True:
+        file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - stays open: the lock
+        try:
+            _lock(file, folder)
+            if _is_at(file, folder / LOCK):
+                file.truncate(0)
+                file.write(f"{os.getpid()}\n")
+                file.flush()
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # its owner has ended and removed it between the two steps
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a disk without locks
+            log.warning("%s cannot be locked (%s): start no other run there", folder, error)
+            return
+        file.seek(0)
+        what = f"in use by another run (process {file.read().strip() or 'unknown'})"
+        raise UserError(folder, what, "wait for its end, or choose another --output") from None
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def refuse_another_run(output: Path) -> None:
+    """A run, or a model somebody has put there, is not replaced unasked.
+
+    Raises:
+        UserError: there is one in `output`.
+    """
+    found = [name for name in CHECKPOINTS if (output / name).exists()]
+    if not found:
+        return
+    if found[0].startswith("last"):
+        remedy = "choose another --output, continue it with --resume or replace it with --overwrite"
+        raise UserError(output, "holds another run", remedy)
+    remedy = "choose another --output or replace it with --overwrite"
+    raise UserError(output / found[0], "is there already", remedy)
+
+
+def clear(run: "Run") -> None:
+    """Removes the checkpoints and metrics of the run that `run` replaces.
+
+    Otherwise a run killed before its first save would leave them to be taken for its own.
+
+    Raises:
+        UserError: a file cannot be removed.
+    """
+    checkpoints = [run.output / name for name in CHECKPOINTS]
+    files = [file for path in checkpoints for file in (path, artifacts.sidecar(path))]
+    files += [file for name in METRICS for file in run.metrics.glob(name)]
+    for file in files:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            what = f"cannot be removed ({error.strerror})"
+            raise UserError(file, what, "remove it, or choose another --output") from None
