@@ -121,6 +121,11 @@ def refuse_another_run(output: Path) -> None:
     raise UserError(output / found[0], "is there already", remedy)
 
 
+def is_cleared(file: Path, output: Path) -> bool:
+    """Whether `file` is a checkpoint that `clear` removes from `output`."""
+    return file.resolve() in [(output / name).resolve() for name in CHECKPOINTS]
+
+
 def clear(run: "Run") -> None:
     """Removes the checkpoints and metrics of the run that `run` replaces.
 

@@ -83,6 +83,8 @@ def _load_start(args: argparse.Namespace, train_split: coco.CocoSplit) -> models
         if getattr(args, flag) is not None:
             name = f"--{flag.replace('_', '-')}"
             raise UserError(name, "is settled by --model-path", "leave one of them out")
+    if args.overwrite and run_folder.is_cleared(args.model_path, args.output):
+        raise UserError(args.model_path, "is removed by --overwrite", "choose another --output")
     import torch
 
     loaded = models.load_model(args.model_path, torch.device("cpu"))

@@ -10,7 +10,7 @@ import pytest
 
 from common import artifacts, cli
 from common.cli import UserError
-from phase1_training import run_folder
+from phase1_training import run_folder, train
 from tests.child_processes import CONTEXT
 from tests.coco_data import write_shapes
 from tests.training_runs import (
@@ -41,8 +41,6 @@ def wait_for(path: Path) -> None:
 
 def pause_in_the_examination(folder: Path) -> None:
     """The process says that it has come to the examination of the data, and waits to go on."""
-    from phase1_training import train
-
     examine = train._examine_data
 
     def paused(*arguments):
@@ -203,6 +201,14 @@ def test_a_mistake_leaves_the_run_to_be_replaced(finished, shapes, capsys, more,
     before = checksums(finished)
     assert run_training(shapes, finished, "--epochs", 1, "--overwrite", *more) == 2
     assert message in error_of(capsys)
+    assert checksums(finished) == before
+
+
+def test_a_model_to_start_from_is_not_removed(finished, shapes, capsys):
+    before = checksums(finished)
+    words = ["--data-path", shapes, "--output", finished, "--overwrite", "--model-path"]
+    assert train.main([*map(str, words), str(finished / ".." / "run" / "best_model.pth")]) == 2
+    assert "best_model.pth: is removed by --overwrite – choose another" in error_of(capsys)
     assert checksums(finished) == before
 
 
