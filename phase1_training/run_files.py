@@ -1,6 +1,5 @@
 """What a training writes (checkpoints, report, log) and what it can be continued from."""
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +34,7 @@ class Run:
     workers: int
     seed: int
     start_from: models.LoadedModel | None
+    pictures: dict[str, str]  # a digest of the pixels of each split, once they have been examined
 
 
 def report(
@@ -135,8 +135,8 @@ def save(
 
 
 def settings(run: Run, recipe: "Recipe", ranks: "Ranks") -> dict[str, Any]:
-    """What a continued run must have in common with its beginning. Reads the annotations and the
-    sizes of all images: once, when the data have just been parsed."""
+    """What a continued run must have in common with its beginning. Reads the annotations: once,
+    when they have just been parsed."""
     return {
         "processes": ranks.size,
         "architecture": run.architecture,
@@ -149,18 +149,9 @@ def settings(run: Run, recipe: "Recipe", ranks: "Ranks") -> dict[str, Any]:
         TRAIN_DIGEST: artifacts.sha256(run.train.annotation_file),
         VAL_DIGEST: artifacts.sha256(run.val.annotation_file),
         "train images": len(run.train.records),
-        "train image files (sha256 of names and sizes)": _files_digest(run.train),
+        "pictures (sha256 of pixels)": ", ".join(f"{k} {v}" for k, v in run.pictures.items()),
         "classes": list(run.train.class_names),
     }
-
-
-def _files_digest(split: coco.CocoSplit) -> str:
-    """Tells a changed or exchanged image without reading all of them."""
-    digest = hashlib.sha256()
-    for record in split.records:
-        size = record.path.stat().st_size if record.path.is_file() else -1
-        digest.update(f"{record.path.name} {size}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
 
 
 def load_last(run: Run) -> dict[str, Any]:
@@ -170,7 +161,7 @@ def load_last(run: Run) -> dict[str, Any]:
         UserError: there is nothing to continue.
     """
     path = run.output / "last.pth"
-    if not path.is_file():
+    if not path.is_file() and not artifacts.previous_checkpoint(path).is_file():
         raise UserError(path, "nothing to continue", "start without --resume")
     checkpoint = artifacts.load_checkpoint(path)
     if not {"settings", "state", "history"} <= checkpoint.keys():

@@ -13,8 +13,10 @@ end) into --output, and training.json, training_log.csv and pictures into output
 
 import argparse
 import contextlib
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase1_training/train.py` finds common/
 
 from common import cli, coco, environment, models, paths
+from common.anchors import flat_sizes
 from common.cli import UserError, log
 from phase1_training import data_doctor, options, run_folder
 from phase1_training.run_files import Run
@@ -29,6 +32,9 @@ from phase1_training.run_files import Run
 if TYPE_CHECKING:
     from phase1_training.distributed import Ranks
     from phase1_training.recipe import Recipe
+
+
+FOUND_NOTHING = 0.005  # map_50 of a run that has not learnt
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,6 +78,7 @@ def _prepare(args: argparse.Namespace) -> Run:
         workers=args.workers,
         seed=args.seed,
         start_from=start_from,
+        pictures={},
     )
 
 
@@ -95,8 +102,15 @@ def _load_start(args: argparse.Namespace, train_split: coco.CocoSplit) -> models
     return loaded
 
 
-def _examine_data(args: argparse.Namespace, run: Run) -> None:
-    """Looks at the data as check_data.py does; what it finds is told, an error ends the run."""
+def _examine_data(args: argparse.Namespace, run: Run) -> dict[str, str]:
+    """Looks at the data as check_data.py does; what it finds is told, an error ends the run.
+
+    Returns:
+        A digest of the pixels of each split.
+    """
+    anchor_sizes = run.anchor_sizes
+    if run.start_from is not None:
+        anchor_sizes = tuple(flat_sizes(run.start_from.model.rpn.anchor_generator.sizes))
     report = data_doctor.examine(
         args.data_path or paths.DEMO,
         architecture=run.architecture,
@@ -104,10 +118,11 @@ def _examine_data(args: argparse.Namespace, run: Run) -> None:
         max_size=run.max_size,
         workers=max(1, run.workers),
         cache=run.metrics / "image_cache.json",
-        anchor_sizes=run.anchor_sizes,
+        anchor_sizes=anchor_sizes,
     )
     for line in data_doctor.summary_lines(report):
         log.info("%s", line)
+    return report["pictures"]
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -123,13 +138,15 @@ def _train(args: argparse.Namespace, ranks: "Ranks") -> None:
     run = _prepare(args)
     recipe = options.make_recipe(args, run, ranks)
     with contextlib.ExitStack() as held:
+        pictures: dict[str, str] = {}
         with ranks.main_first():
             if ranks.is_main:
                 held.enter_context(run_folder.hold(run.output, run.metrics))
                 if not (args.resume or args.overwrite):  # ended since the first look, perhaps
                     run_folder.refuse_another_run(run.output)
                 log.info(environment.summary_line(str(ranks.device)))
-                _examine_data(args, run)
+                pictures = _examine_data(args, run)
+        run = replace(run, pictures=ranks.broadcast(pictures))
         _train_held(args, run, recipe, ranks)
 
 
@@ -146,24 +163,31 @@ def _train_held(args: argparse.Namespace, run: Run, recipe: "Recipe", ranks: "Ra
         *(len(run.val.records), recipe.epochs, recipe.batch_size * ranks.size),
         *(recipe.learning_rate, recipe.amp),
     )
-    if args.overwrite and ranks.is_main:
-        run_folder.clear(run)
     report = training_run.train(run, recipe, ranks.device, ranks, resume=args.resume)
     if ranks.is_main:
-        _tell_result(run, report)
+        _tell_result(args, run, report)
 
 
-def _tell_result(run: Run, report: dict) -> None:
+def _tell_result(args: argparse.Namespace, run: Run, report: dict) -> None:
     best = report["best"]
     log.info(
         "Best: epoch %d, map %.3f, map_50 %.3f (%.0f s of training)",
         *(best["epoch"], best["map"], best["map_50"], report["training_s"]),
     )
-    names = ("training.json", "training_curves.png", "val_predictions.png")
+    if best["map_50"] < FOUND_NOTHING:
+        log.warning(
+            "The model finds next to nothing. Look at training_batch.png and the losses, train for "
+            "more epochs, or change --lr; README_PHASE1.md has a table of causes"
+        )
+    names = ("training.json", "training_curves.png", "per_class_ap.png", "val_predictions.png")
     saved = [run.output / "best_model.pth", *(run.metrics / name for name in names)]
     saved = [path for path in saved if path.exists()]  # killed before a picture: not drawn again
-    model_flag = "" if run.output.resolve() == paths.MODELS else f" --model-path {saved[0]}"
-    cli.finished(saved, f"python phase2_optimization/benchmark_inference.py{model_flag}")
+    words = ["python", "phase2_optimization/benchmark_inference.py"]
+    if run.output.resolve() != paths.MODELS:
+        words += ["--model-path", paths.display(saved[0])]
+    if args.data_path is not None:
+        words += ["--data-path", paths.display(args.data_path)]
+    cli.finished(saved, shlex.join(words))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from torchvision.models.detection import FasterRCNN
 from common import artifacts, cli, environment, models, timing
 from common.cli import UserError, log
 from common.stop_signal import StopSignal
-from phase1_training import memory, nonfinite, plots, run_files
+from phase1_training import memory, nonfinite, plots, run_files, run_folder
 from phase1_training.batch_plan import distinct_shapes
 from phase1_training.distributed import Ranks
 from phase1_training.engine import EpochResult, Trainer
@@ -65,6 +65,8 @@ def train(
             log.info("The run is finished: nothing is changed")
             return artifacts.read_json(run.metrics / "training.json")
         log.info("Continuing after %s", _position(trainer, history))
+    if is_new and ranks.is_main:
+        run_folder.clear(run)  # whatever can be wrong has been found right
     shapes = ", ".join(f"{width}x{height}" for height, width in loader.shapes())
     log.info("Batches are padded to one of: %s px", shapes)
     with contextlib.ExitStack() as stack:

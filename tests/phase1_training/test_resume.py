@@ -192,7 +192,22 @@ def test_resuming_with_other_data_is_refused(straight, shapes, tmp_path, capsys)
     picture = exchanged / "images" / "train_0.png"
     picture.write_bytes((exchanged / "images" / "train_1.png").read_bytes())
     assert run_training(exchanged, straight, "--epochs", 2, "--resume") == 2
-    assert "was trained with train image files" in error_of(capsys)
+    assert "was trained with pictures (sha256 of pixels)" in error_of(capsys)
+
+
+def test_with_only_the_previous_checkpoint_left_the_way_back_is_told(
+    straight, shapes, tmp_path, capsys
+):
+    output = copy_of(straight, tmp_path / "run")
+    for name in ("last.pth", "last.json"):
+        (output / name).unlink()
+    assert run_training(shapes, output, "--epochs", 2, "--resume") == 2
+    line = error_of(capsys)
+    assert "last.pth: no such file – go back to the one before it: rename last.previous.*" in line
+    for name in ("last.previous.pth", "last.previous.json"):
+        (output / name).rename(output / name.replace(".previous", ""))
+    assert run_training(shapes, output, "--epochs", 2, "--resume") == 0
+    assert metrics(output) == metrics(straight)
 
 
 def test_resuming_what_is_no_training_is_refused(straight, shapes, tmp_path, capsys):

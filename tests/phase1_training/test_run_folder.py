@@ -46,7 +46,7 @@ def pause_in_the_examination(folder: Path) -> None:
     def paused(*arguments):
         (folder / "held").touch()
         wait_for(folder / "go on")
-        examine(*arguments)
+        return examine(*arguments)
 
     train._examine_data = paused
 
@@ -195,6 +195,9 @@ def test_whatever_is_left_of_a_run_is_not_replaced(shapes, tmp_path, capsys, nam
         (["--device", "cuda:99"], "--device cuda:99: "),
         (["--model-path", "none.pth", "--min-size", "64"], "settled by --model-path"),
         (["--data-path", "none"], "no such folder"),
+        (["--weights", "coco"], "the demo model has none"),
+        (["--trainable-stages", 99], "--trainable-stages 99: "),
+        (["--anchor-sizes", "8,16"], "--anchor-sizes: "),
     ],
 )
 def test_a_mistake_leaves_the_run_to_be_replaced(finished, shapes, capsys, more, message):
