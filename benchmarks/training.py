@@ -105,25 +105,23 @@ class Arms:
     def _ours(self, recipe: "Recipe") -> "Arm":
         from phase1_training.distributed import Ranks
         from phase1_training.engine import Trainer
-        from phase1_training.loading import TrainingLoader
+        from phase1_training.training_run import build_loader
 
-        loader = TrainingLoader(
+        ranks = Ranks(0, 1, self.device)
+        loader = build_loader(
             self.split,
-            batch_size=recipe.batch_size,
-            min_sizes=recipe.min_sizes,
+            recipe,
+            ranks,
             max_size=self.max_size,
-            crop_probability=recipe.crop_probability,
-            color_jitter=recipe.color_jitter,
             seed=self.seed,
             workers=self.workers,
-            pin_memory=self.device.type == "cuda",
         )
         trainer = Trainer(
             self.build_model().to(self.device),
             recipe,
             self.device,
             self.steps_per_epoch,
-            ranks=Ranks(0, 1, self.device),
+            ranks=ranks,
             folder=paths.METRICS,
         )
 

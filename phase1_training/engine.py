@@ -99,11 +99,11 @@ class Trainer:
         self.optimizer = build_optimizer(model, recipe, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
         self.ema = ModelEMA(model, recipe.ema_decay) if recipe.ema_decay else None
-        self.monitor = StepMonitor(model, folder, device.type)
         self.parts: dict[tuple[int, int], int] = {}
         norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         trained = [norm for norm in norms if norm.weight.requires_grad]
         self.statistics = [buffer for norm in trained for buffer in norm.buffers()]
+        self.monitor = StepMonitor(model, self.statistics, folder, device.type)
         self.start_epoch(1)
 
     def evaluated_model(self) -> FasterRCNN:
@@ -146,6 +146,7 @@ class Trainer:
             self.statistics, state["statistics"][self.ranks.rank], strict=True
         ):
             buffer.copy_(value)
+        self.monitor.remember_statistics()
         self.monitor.skipped = state["skipped"]
         self.monitor.in_a_row = state["in_a_row"]
         rng.set_rng_state(state["rng"])

@@ -1,6 +1,8 @@
 """Noticing a loss or gradient that is no number before it reaches the weights, and telling why."""
 
+import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ class StepMonitor:
 
     Args:
         model: the model trained.
+        statistics: those running statistics.
         folder: where the bad batches are saved.
         device_type: "cpu", "cuda" or "mps".
 
@@ -46,14 +49,24 @@ class StepMonitor:
         in_a_row: bad steps at the end of the steps looked at.
     """
 
-    def __init__(self, model: FasterRCNN, folder: Path, device_type: str):
+    def __init__(
+        self,
+        model: FasterRCNN,
+        statistics: Sequence[torch.Tensor],
+        folder: Path,
+        device_type: str,
+    ):
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.buffers = [b for b in model.buffers() if b.is_floating_point()]
-        self.good_buffers = [b.clone() for b in self.buffers]
+        self.statistics = statistics
+        self.remember_statistics()
         self.folder = folder
         self.every = CHECK_EVERY[device_type]
         self.recent: deque[_Step] = deque()
         self.skipped = self.in_a_row = 0
+
+    def remember_statistics(self) -> None:
+        """The present running statistics are what a bad step is set back to."""
+        self.good_statistics = [buffer.clone() for buffer in self.statistics]
 
     def note(
         self,
@@ -88,11 +101,10 @@ class StepMonitor:
         flags = torch.stack([step.is_finite for step in steps]).tolist()
         if all(flags):
             self.in_a_row = 0
-            if self.buffers:
-                torch._foreach_copy_(self.good_buffers, self.buffers)
+            self.remember_statistics()
             return
-        with torch.no_grad():
-            torch._foreach_copy_(self.buffers, self.good_buffers)
+        for buffer, good in zip(self.statistics, self.good_statistics, strict=True):
+            buffer.copy_(good)
         for step, is_good in zip(steps, flags, strict=True):
             self.in_a_row = 0 if is_good else self.in_a_row + 1
             if not is_good:
@@ -104,7 +116,7 @@ class StepMonitor:
         bad = [
             name
             for name, norm in zip(self.names, step.gradient_norms.tolist(), strict=True)
-            if not torch.isfinite(torch.tensor(norm))
+            if not math.isfinite(norm)
         ]
         images = ", ".join(paths.display(Path(p)) for p in step.batch.paths[:SHOWN_IMAGES])
         saved = self.folder / f"bad_batch_epoch{step.epoch}_step{step.step}.pth"

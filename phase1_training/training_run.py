@@ -17,6 +17,7 @@ from torchvision.models.detection import FasterRCNN
 
 from common import artifacts, cli, environment, models, timing
 from common.cli import UserError, log
+from common.coco import CocoSplit
 from common.stop_signal import StopSignal
 from phase1_training import memory, nonfinite, plots, run_files, run_folder
 from phase1_training.batch_plan import distinct_shapes
@@ -46,7 +47,9 @@ def train(
     settings = run_files.settings(run, recipe, ranks)  # of the data as they are now
     checkpoint = run_files.checkpoint_to_continue(run, settings) if resume else None
     model = _build(run, recipe) if checkpoint is None else models.rebuild_model(checkpoint)
-    loader = _loader(run, recipe, ranks)
+    loader = build_loader(
+        run.train, recipe, ranks, max_size=run.max_size, seed=run.seed, workers=run.workers
+    )
     trainer = Trainer(
         model.to(device),
         recipe,
@@ -127,16 +130,19 @@ def _build(run: Run, recipe: Recipe) -> FasterRCNN:
     return model
 
 
-def _loader(run: Run, recipe: Recipe, ranks: Ranks) -> TrainingLoader:
+def build_loader(
+    split: CocoSplit, recipe: Recipe, ranks: Ranks, *, max_size: int, seed: int, workers: int
+) -> TrainingLoader:
+    """The batches that a recipe asks for, of one rank."""
     return TrainingLoader(
-        run.train,
+        split,
         batch_size=recipe.batch_size,
         min_sizes=recipe.min_sizes,
-        max_size=run.max_size,
+        max_size=max_size,
         crop_probability=recipe.crop_probability,
         color_jitter=recipe.color_jitter,
-        seed=run.seed,
-        workers=run.workers,
+        seed=seed,
+        workers=workers,
         pin_memory=ranks.device.type == "cuda",
         rank=ranks.rank,
         world_size=ranks.size,
