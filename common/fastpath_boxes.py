@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import batched_nms, nms
 
-from common.inference_graph import decode, has_sides
+from common.inference_graph import MIN_DETECTION_SIDE, decode, has_sides
+from common.inference_ops import grouped_nms
 
 SYNCHRONOUS_DEVICES = ("cpu",)  # to wait for a result costs nothing there
 ANCHOR_SETS = 32  # image sizes whose anchors are kept: 4 MiB each at 800x1333 px
@@ -116,6 +118,51 @@ def survivors_decoded(rpn: RegionProposalNetwork) -> Iterator[None]:
         replaced(rpn.box_coder, decode=decode_later),
         replaced(rpn, filter_proposals=filter_proposals),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def thresholded_first(roi_heads: RoIHeads) -> Iterator[None]:
+    """Detections are selected by score before their boxes are decoded, and one suppression serves
+    all classes of all images.
+
+    torchvision decodes a box of every class for every proposal, image by image, and then drops
+    nearly all of them.
+    """
+
+    def postprocess_detections(
+        class_logits: Tensor,
+        box_regression: Tensor,
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        all_scores = class_logits.softmax(-1)
+        row, label = (all_scores[:, 1:] > roi_heads.score_thresh).nonzero(as_tuple=True)
+        label = label + 1
+        sizes = [len(own) for own in proposals]
+        numbers = torch.arange(len(sizes), device=row.device)
+        lengths = torch.tensor(sizes, device=row.device)
+        image = numbers.repeat_interleave(lengths, output_size=sum(sizes))[row]
+        deltas = box_regression.reshape(len(all_scores), -1, 4)[row, label]
+        boxes = decode(deltas, torch.cat(proposals)[row], roi_heads.box_coder.weights)
+        limits = boxes.new_tensor([(width, height) * 2 for height, width in image_shapes])
+        boxes = torch.minimum(boxes.clamp(min=0), limits[image])
+        usable = has_sides(boxes, MIN_DETECTION_SIDE).nonzero()[:, 0]
+        boxes, scores, label, image = (
+            part[usable] for part in (boxes, all_scores[row, label], label, image)
+        )
+        group, order = (image * all_scores.shape[1] + label).sort(stable=True)
+        kept = order[grouped_nms(boxes[order], scores[order], group, roi_heads.nms_thresh)]
+        kept = kept[scores[kept].argsort(descending=True, stable=True)]
+        of_image = [kept[image[kept] == number] for number in range(len(sizes))]
+        best = [own[: roi_heads.detections_per_img] for own in of_image]
+        return (
+            [boxes[own] for own in best],
+            [scores[own] for own in best],
+            [label[own] for own in best],
+        )
+
+    with replaced(roi_heads, postprocess_detections=postprocess_detections):
         yield
 
 

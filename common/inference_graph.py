@@ -8,7 +8,7 @@ of the benchmarks and of the video pipeline. Detections equal torchvision's.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from common import inference_ops
 from common.models import Detections, Predictor
+from common.roi_align import gathered_roi_align, gathers
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
@@ -199,18 +200,25 @@ class InferenceGraph(nn.Module):
         lowest, highest = (int(math.log2(self.roi_strides[end])) for end in (0, -1))
         side = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).sqrt()
         level_of = self.canonical_level + torch.log2(side / self.canonical_scale) + 1e-6
-        level_of = level_of.floor().clamp(lowest, highest)
+        level_of = level_of.floor().clamp(lowest, highest) - lowest
+        present = present | (position == 0)
+        # levels of equal stride: the first serves all
+        maps = [features[level] for level in self.roi_levels[: highest - lowest + 1]]
+        scales = [1 / stride for stride in self.roi_strides[: highest - lowest + 1]]
+        if not torch.compiler.is_compiling() and gathers(maps, self.roi_sampling_ratio):
+            place = torch.nonzero(present)[:, 0]
+            levels = level_of[place].long()
+            sizes = (self.roi_size, self.roi_sampling_ratio)
+            return gathered_roi_align(maps, numbered[place], levels, scales, *sizes), place
         pooled, places = [], []
-        for level in range(lowest, highest + 1):  # levels of equal stride: the first serves all
-            place = torch.nonzero((present | (position == 0)) & (level_of == level))[:, 0]
-            feature = features[self.roi_levels[level - lowest]]
-            spatial_scale = 1 / self.roi_strides[level - lowest]
+        for level, (feature, scale) in enumerate(zip(maps, scales, strict=True)):
+            place = torch.nonzero(present & (level_of == level))[:, 0]
             places.append(place)
             pooled.append(
                 torch.ops.torchvision.roi_align(
                     feature,
                     numbered[place],
-                    spatial_scale,
+                    scale,
                     *self.roi_size,
                     self.roi_sampling_ratio,
                     False,
@@ -284,30 +292,37 @@ def take_best(scores: Tensor, boxes: Tensor, count: int) -> tuple[Tensor, Tensor
     return boxes.gather(1, index[..., None].expand(-1, -1, 4)), best, index
 
 
-def graph_predictor(graph: InferenceGraph, device: torch.device) -> Predictor:
-    """A Predictor over the graph: images of equal size go through it as one batch.
-
-    An image's detections do not depend on the others. torchvision's own do: it pads a batch of
-    several sizes to the largest, so compare with it in batches of one size.
-    """
-    graph = graph.to(device)
+def graph_predictor(graph: Callable[[Tensor], Sequence[Tensor]], device: torch.device) -> Predictor:
+    """A Predictor over an InferenceGraph, or anything called like one, that is on `device`."""
 
     @torch.inference_mode()
+    def run(batch: np.ndarray) -> list[np.ndarray]:
+        images = torch.from_numpy(batch)
+        if device.type == "cuda":  # from pinned memory the copy does not stop the host
+            images = images.pin_memory()
+        outputs = graph(images.to(device, non_blocking=True))
+        return [output.cpu().numpy() for output in outputs]
+
+    return batch_predictor(run)
+
+
+def batch_predictor(run: Callable[[np.ndarray], Sequence[np.ndarray]]) -> Predictor:
+    """A Predictor over a function that is called like an InferenceGraph, but on numpy arrays.
+
+    Images of equal size go through it as one batch. An image's detections do not depend on the
+    others. torchvision's own do: it pads a batch of several sizes to the largest, so compare with
+    it in batches of one size.
+    """
+
     def predict(images: Sequence[np.ndarray]) -> list[Detections]:
         by_size: dict[tuple[int, ...], list[int]] = {}
         for position, image in enumerate(images):
             by_size.setdefault(image.shape, []).append(position)
         found: dict[int, Detections] = {}
         for positions in by_size.values():
-            batch = torch.from_numpy(np.stack([images[position] for position in positions]))
-            boxes, scores, labels, num = (
-                output.cpu().numpy() for output in graph(batch.to(device))
-            )
-            for row, position in enumerate(positions):
-                size = num[row]
-                found[position] = Detections(
-                    boxes[row, :size], scores[row, :size], labels[row, :size]
-                )
+            outputs = run(np.stack([images[position] for position in positions]))
+            for position, *parts, size in zip(positions, *outputs, strict=True):
+                found[position] = Detections(*(part[:size] for part in parts))
         return [found[position] for position in range(len(images))]
 
     return predict

@@ -72,7 +72,7 @@ def nms_mask(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshol
     candidates = torch.nonzero((scores > score_threshold).reshape(-1))[:, 0]  # sorted by group
     group = torch.div(candidates, box_count, rounding_mode="floor")
     row = torch.div(group, groups, rounding_mode="floor") * box_count + candidates % box_count
-    kept = _grouped_nms(
+    kept = grouped_nms(
         boxes.reshape(-1, 4)[row], scores.reshape(-1)[candidates], group, iou_threshold
     )
     mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
@@ -85,8 +85,11 @@ def _(boxes, scores, iou_threshold, score_threshold):
     return scores.new_empty(scores.shape, dtype=torch.bool)
 
 
-def _grouped_nms(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
+def grouped_nms(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
     """Indices of the kept boxes; boxes of different groups never suppress each other.
+
+    Args:
+        boxes: float32 [N, 4] xyxy; scores: float32 [N]; group: int64 [N], ascending.
 
     Several groups go through one call by moving each to its own place. The offsets are whole
     numbers and the sums are float64, so that moving changes no overlap.

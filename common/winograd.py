@@ -7,6 +7,7 @@ are some four times those of the direct sum, which moves a box by less than a hu
 """
 
 import math
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,7 @@ class WinogradConv2d(nn.Module):
         return winograd_conv2d(x, self.kernel, self.bias)
 
 
-def is_eligible(module: nn.Module) -> bool:
+def is_eligible(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether `WinogradConv2d` can take a layer's place and is worth it."""
     return (
         type(module) is nn.Conv2d

@@ -49,7 +49,7 @@ def load_pt2(path: Path, threads: int) -> Callable:
     torch.set_num_threads(threads)
     # The guards of an export refuse feature maps of one row, on which the program is right.
     program = torch.export.load(path).module(check_guards=False)
-    return graph_predictor(program, torch.device("cpu"))  # type: ignore[arg-type]
+    return graph_predictor(program, torch.device("cpu"))
 
 
 def load_onnx(path: Path, threads: int) -> Callable:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from common.fastpath import fold_frozen_batchnorm, native_amp, precision_safe_autocast
+from common.fastpath import fold_batchnorm, native_amp, precision_safe_autocast
 from common.models import build_model
 
 
@@ -120,9 +120,10 @@ def test_the_forward_methods_return_after_the_block_also_after_an_error(detector
 # --- folding ----------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def randomise(model):
     for module in model.modules():
-        if isinstance(module, FrozenBatchNorm2d):
+        if isinstance(module, (FrozenBatchNorm2d, nn.BatchNorm2d)):
             module.weight.uniform_(0.5, 1.5)
             module.bias.normal_(0, 0.2)
             module.running_mean.normal_(0, 0.2)
@@ -144,9 +145,9 @@ def test_a_folded_resnet50_fpn_computes_the_same(eps):
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         expected = backbone(image)
-    assert fold_frozen_batchnorm(backbone) == 53
+    assert fold_batchnorm(backbone) == 53
     assert not any(isinstance(module, FrozenBatchNorm2d) for module in backbone.modules())
-    assert fold_frozen_batchnorm(backbone) == 0
+    assert fold_batchnorm(backbone) == 0
     with torch.inference_mode():
         found = backbone(image)
     for level, values in expected.items():
@@ -160,17 +161,29 @@ def test_the_bias_of_a_convolution_is_folded_by_hand():
         block[0].bias.fill_(2)
     for name, value in {"weight": 4, "bias": 7, "running_mean": 1, "running_var": 3.5}.items():
         getattr(block[1], name).fill_(value)
-    assert fold_frozen_batchnorm(block) == 1  # scale 4 / sqrt(3.5 + 0.5) = 2
+    assert fold_batchnorm(block) == 1  # scale 4 / sqrt(3.5 + 0.5) = 2
     assert block[0].weight.item() == 6
     assert block[0].bias.item() == 7 + (2 - 1) * 2
     assert block(torch.tensor([[[[5.0]]]])).item() == 6 * 5 + 9
 
 
-def test_ordinary_normalisation_and_lone_layers_are_left_alone():
-    model = nn.Sequential(
-        nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), FrozenBatchNorm2d(2), nn.Conv2d(2, 1, 1)
-    )
-    assert fold_frozen_batchnorm(model) == 0
+def test_lone_layers_are_left_alone():
+    model = nn.Sequential(nn.ReLU(), FrozenBatchNorm2d(2), nn.Conv2d(2, 1, 1), nn.ReLU())
+    assert fold_batchnorm(model) == 0
+
+
+def test_ordinary_normalisation_is_folded_in_evaluation_only():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, eps=0.1))
+    randomise(model)
+    with pytest.raises(ValueError, match="evaluation"):
+        fold_batchnorm(model)
+    image = torch.rand(1, 1, 6, 6)
+    model.eval()
+    with torch.inference_mode():
+        expected = model(image)
+        assert fold_batchnorm(model) == 1
+        assert (model(image) - expected).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize(

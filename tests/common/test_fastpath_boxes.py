@@ -13,8 +13,10 @@ from common.fastpath_boxes import (
     lean_matching,
     replaced,
     survivors_decoded,
+    thresholded_first,
 )
 from tests.detector_batches import assert_close, frozen_detector, gradients, mixed_batch
+from tests.random_detectors import random_detector
 
 MOBILENET = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
@@ -63,6 +65,23 @@ def test_detections_are_torchvisions_too(demo, switch):
     assert sum(len(output["boxes"]) for output in expected) > 10
     for own, stock in zip(found, expected, strict=True):
         assert_close(own, stock, 0)
+
+
+@pytest.mark.parametrize("score_threshold", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("limit", [50, 3])
+def test_selecting_before_decoding_gives_torchvisions_detections(score_threshold, limit):
+    model = random_detector("demo", min_size=96, max_size=192)
+    model.roi_heads.score_thresh, model.roi_heads.detections_per_img = score_threshold, limit
+    images = [torch.rand(3, *size) for size in [(80, 120), (120, 70), (64, 64)]]
+    with torch.inference_mode():
+        expected = model(images)
+        with thresholded_first(model.roi_heads):
+            found = model(images)
+    counts = [len(output["boxes"]) for output in expected]
+    assert max(counts) == (0 if score_threshold == 1 else limit) or max(counts) > 3
+    for own, stock in zip(found, expected, strict=True):
+        for name, values in stock.items():
+            torch.testing.assert_close(own[name], values, rtol=1e-6, atol=0)
 
 
 # --- anchors ----------------------------------------------------------------------------------

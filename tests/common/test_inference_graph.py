@@ -10,11 +10,11 @@ from torchvision.ops import boxes as torchvision_boxes
 
 from common import inference_ops
 from common.inference_graph import InferenceGraph, graph_predictor, take_best
-from common.models import Detections, build_model, stock_predictor
+from common.models import Detections, build_model, resized_size, stock_predictor
 from tests.random_detectors import random_detector, random_scene
 
 CPU = torch.device("cpu")
-MAX_BOX_ERROR_PX, MAX_SCORE_ERROR = 1e-2, 1e-4
+MAX_BOX_ERROR_PX, MAX_SCORE_ERROR = 1e-2, 1e-4  # pixels of the resized image: what is computed in
 # (architecture, batches compared, proposals kept): the ResNets are slow, so they keep fewer
 CASES = [
     ("demo", 130, None),
@@ -44,14 +44,19 @@ def random_batch(rng: np.random.Generator) -> list[np.ndarray]:
     return [random_scene(rng, height, width) for _ in range(rng.integers(1, 6))]
 
 
-def assert_same(expected: Detections, actual: Detections, max_detections: int) -> None:
-    """One-to-one equal, but for which of several equal scores made it into a full list."""
+def assert_same(
+    expected: Detections, actual: Detections, max_detections: int, scale: float = 1.0
+) -> None:
+    """One-to-one equal, but for which of several equal scores made it into a full list.
+
+    `scale`: pixels of the original image for one of the resized image.
+    """
     assert len(actual.scores) == len(expected.scores)
     box_error = np.abs(expected.boxes_xyxy[:, None] - actual.boxes_xyxy[None]).max(2, initial=0)
     score_error = np.abs(expected.scores[:, None] - actual.scores[None])
     differs = (
         (expected.labels[:, None] != actual.labels[None])
-        | (box_error > MAX_BOX_ERROR_PX)
+        | (box_error > MAX_BOX_ERROR_PX * scale)
         | (score_error > MAX_SCORE_ERROR)
     )
     rows, columns = linear_sum_assignment(differs)
@@ -66,8 +71,10 @@ def assert_equals_torchvision(model, images: list[np.ndarray]) -> list[Detection
     graph = InferenceGraph(model)
     expected = stock_predictor(model, CPU)(images)
     actual = graph_predictor(graph, CPU)(images)
-    for stock, ours in zip(expected, actual, strict=True):
-        assert_same(stock, ours, graph.max_detections)
+    for image, stock, ours in zip(images, expected, actual, strict=True):
+        height, width = image.shape[:2]
+        resized_height, _ = resized_size(height, width, graph.min_size, graph.max_size)
+        assert_same(stock, ours, graph.max_detections, height / resized_height)
     return actual
 
 
