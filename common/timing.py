@@ -2,7 +2,7 @@
 
 Two arms timed one after the other mostly measure how the machine changed in between (clock speed,
 neighbours, temperature). Here every round times each arm once, in a random order, so a drift hits
-all arms alike, and a speed-up is a ratio of medians with a bootstrap interval.
+all arms alike; common/comparison.py tells from the rounds which arm is faster.
 """
 
 import contextlib
@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.cli import log
+from common.comparison import MIN_ROUNDS, ratio_interval
+
 if TYPE_CHECKING:
     import torch
 
-BOOTSTRAP_RESAMPLES = 2000
-MIN_ROUNDS = 7  # the range of n values misses the true median once in 2**(n-1) runs: 1.6% at 7
+MIN_WARMUP, MAX_WARMUP = 2, 20  # rounds
+WARM_GAIN = 0.05  # an arm whose calls still get this much faster is not warm
 PROC_MEMINFO = Path("/proc/meminfo")
 PROC_STATUS = Path("/proc/self/status")
 PROC_CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -40,11 +43,33 @@ def synchronize(device: "torch.device") -> None:
         torch.mps.synchronize()
 
 
+def warm_up(
+    arms: Mapping[str, Callable[[], object]], device: "torch.device", budget_s: float = 30.0
+) -> int:
+    """Runs all arms until none of them gets faster any more; returns how many rounds it took.
+
+    First calls allocate memory, choose kernels, compile and fill caches. An arm is warm when its
+    last call was not WARM_GAIN faster than the best one before. At least MIN_WARMUP rounds are
+    run, and no further one is begun after MAX_WARMUP of them or after `budget_s`.
+    """
+    best = dict.fromkeys(arms, float("inf"))
+    started = perf_counter()
+    for made in range(1, MAX_WARMUP + 1):
+        is_warm = made >= MIN_WARMUP
+        for name, call in arms.items():
+            elapsed_ms = _timed_ms(call, device)
+            is_warm &= elapsed_ms > best[name] * (1 - WARM_GAIN)
+            best[name] = min(best[name], elapsed_ms)
+        if is_warm or perf_counter() - started > budget_s:
+            break
+    return made
+
+
 def measure_interleaved(
     arms: Mapping[str, Callable[[], object]],
     *,
     rounds: int,
-    warmup: int,
+    warmup: int | None = None,
     device: "torch.device",
     seed: int = 0,
     budget_s: float | None = None,
@@ -52,12 +77,13 @@ def measure_interleaved(
     """Times every arm once per round, in a seeded random order, on the wall clock.
 
     The device is synchronised before the clock starts and before it stops, so a call is charged
-    for all the work it queued. Values at the same index come from the same round.
+    for all the work it queued. Values at the same index come from the same round. A round in which
+    the clock went backwards is dropped.
 
     Args:
         arms: name -> call to time; its result is dropped.
         rounds: rounds to time, at least 1.
-        warmup: untimed rounds before them (allocator, caches, kernel selection).
+        warmup: untimed rounds before them; None for as many as `warm_up` takes.
         device: the device the arms work on.
         seed: of the order of the arms.
         budget_s: stop after this many seconds of timed rounds, but never before MIN_ROUNDS of
@@ -68,24 +94,35 @@ def measure_interleaved(
     """
     names = list(arms)
     order = np.random.default_rng(seed)
-    for _ in range(warmup):
+    if warmup is None:
+        warm_up(arms, device)
+    for _ in range(warmup or 0):
         for name in names:
             arms[name]()
-    times: dict[str, list[float]] = {name: [] for name in names}
-    spent_s = 0.0
+    kept: list[list[float]] = []
+    spent_s, dropped = 0.0, 0
     for made in range(rounds):
         if budget_s is not None and spent_s >= budget_s and made >= MIN_ROUNDS:
             break
+        row = [0.0] * len(names)
         for index in order.permutation(len(names)):
-            name = names[index]
-            synchronize(device)
-            started = perf_counter()
-            arms[name]()
-            synchronize(device)
-            elapsed_s = perf_counter() - started
-            times[name].append(elapsed_s * 1e3)
-            spent_s += elapsed_s
-    return {name: np.asarray(values) for name, values in times.items()}
+            row[index] = _timed_ms(arms[names[index]], device)
+        if min(row) > 0:
+            kept.append(row)
+            spent_s += sum(row) / 1e3
+        else:
+            dropped += 1
+    if dropped:
+        log.warning("warning: the clock went backwards in %d round(s), which are left out", dropped)
+    return dict(zip(names, np.array(kept).reshape(-1, len(names)).T, strict=True))
+
+
+def _timed_ms(call: Callable[[], object], device: "torch.device") -> float:
+    synchronize(device)
+    started = perf_counter()
+    call()
+    synchronize(device)
+    return (perf_counter() - started) * 1e3
 
 
 def summarise(ms: np.ndarray | Sequence[float]) -> dict[str, float]:
@@ -97,34 +134,9 @@ def summarise(ms: np.ndarray | Sequence[float]) -> dict[str, float]:
 def ratio_with_ci(
     baseline_ms: np.ndarray, candidate_ms: np.ndarray, seed: int = 0
 ) -> dict[str, Any]:
-    """How many times as fast as the baseline the candidate is: median(baseline)/median(candidate).
-
-    The 95% interval is the percentile bootstrap (Efron & Tibshirani 1993, ch. 13). Arms of equal
-    length come from the same rounds, so whole rounds are resampled: what slows both arms of a
-    round cancels. Arms of unequal length are resampled independently.
-
-    Args:
-        baseline_ms, candidate_ms: milliseconds, shapes (n,) and (m,), both at least one value.
-        seed: of the resampling.
-
-    Returns:
-        {"ratio": float, "ci95": [low, high]}; a ratio above 1 means the candidate is faster.
-    """
-    baseline, candidate = np.asarray(baseline_ms, float), np.asarray(candidate_ms, float)
-    if not len(baseline) or not len(candidate):
-        raise ValueError("ratio_with_ci needs at least one time per arm")
-    random = np.random.default_rng(seed)
-    picks = random.integers(len(baseline), size=(BOOTSTRAP_RESAMPLES, len(baseline)))
-    paired = len(baseline) == len(candidate)
-    candidate_picks = (
-        picks
-        if paired
-        else random.integers(len(candidate), size=(BOOTSTRAP_RESAMPLES, len(candidate)))
-    )
-    resampled = np.median(baseline[picks], axis=1) / np.median(candidate[candidate_picks], axis=1)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    ratio = float(np.median(baseline) / np.median(candidate))
-    return {"ratio": ratio, "ci95": [float(low), float(high)]}
+    """`common.comparison.ratio_interval` as the reports write it: {"ratio": r, "ci95": [l, h]}."""
+    ratio, (low, high) = ratio_interval(baseline_ms, candidate_ms, seed)
+    return {"ratio": ratio, "ci95": [low, high]}
 
 
 def release_free_memory(device: "torch.device") -> None:

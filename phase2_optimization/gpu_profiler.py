@@ -1,12 +1,14 @@
 """Where the time of a training step and of an inference goes, stage by stage.
 
     python phase2_optimization/gpu_profiler.py                      # the demo model and data
-    python phase2_optimization/gpu_profiler.py --batch-size 4 --steps 20 --device cuda
-    python phase2_optimization/gpu_profiler.py --model-path outputs/models/best_model.pth \\
-        --data-path path/to/coco
+    python phase2_optimization/gpu_profiler.py \\
+        --model-path outputs/models/best_model.pth --data-path path/to/coco \\
+        --batch-size 8 --steps 20 --device cuda
 
-Writes outputs/metrics/profile.json (stages, forced waits for the device, advice) and
-profile_trace.json.gz, which https://ui.perfetto.dev opens.
+Profiles the training step of phase 1 and the inference graph, each beside torchvision's own.
+Writes into outputs/metrics: profile.json (stages, forced waits for the device, kernel launches,
+arithmetic against this machine's measured peak, advice), profile_memory.png (memory in the course
+of a step) and profile_trace.json.gz, which https://ui.perfetto.dev opens.
 
 `GPUProfiler` is the small tool for code of your own:
 
@@ -31,15 +33,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase2_optimization/gpu_profiler.py` finds common/
 
 from common import artifacts, cli, environment, paths, timing
-from common.cli import log
+from common.cli import UserError, log
 
 if TYPE_CHECKING:
     import torch
 
+    from phase2_optimization.profiling import Profile
+
 STEPS = 8
 BATCH_SIZE = 4
+AMP = ("auto", "off", "bf16", "fp16")
 MAX_TRACE_MIB = 20.0
-DATA_WAIT_SHARE = 0.1  # of a step; below it the loader is not worth a word
+BAR = 24  # characters of a whole step
 
 
 @dataclass
@@ -163,44 +168,7 @@ def _memory_now_mib(device: "torch.device") -> tuple[float | None, float | None]
     return allocated / timing.MIB, reserved / timing.MIB
 
 
-# --- the command: a training step and an inference, stage by stage -----------------------------
-
-
-def advise(training: dict[str, Any], inference: dict[str, Any], device_type: str) -> list[str]:
-    """Sentences that follow from the measured stages: what limits, and what mending it can give.
-
-    A stage with share s of a step made k times as fast makes the step 1 / (1 - s + s/k) times as
-    fast (Amdahl 1967); with k unbounded, at most 1 / (1 - s).
-    """
-    from phase2_optimization.stages import OTHER
-
-    advice = []
-    for label, report in (("training", training), ("inference", inference)):
-        share = {stage["name"]: stage["share"] for stage in report["stages"]}
-        waiting = share.get("data wait", 0.0)
-        if waiting > DATA_WAIT_SHARE:
-            advice.append(
-                f"{label}: {waiting:.0%} of a step waits for images to be read and decoded; "
-                f"hiding it (more --workers) would give at most {1 / (1 - waiting):.2f}x."
-            )
-        computing = {name: s for name, s in share.items() if name not in ("data wait", OTHER)}
-        name = max(computing, key=computing.__getitem__)
-        advice.append(
-            f"{label}: {name} takes the most computing time ({computing[name]:.0%} of a step); "
-            f"made twice as fast it would give {1 / (1 - computing[name] / 2):.2f}x."
-        )
-        syncs = report["host_syncs_per_step"]
-        if syncs and device_type == "cuda":
-            advice.append(
-                f"{label}: the host waits for the GPU {syncs} times a step; each wait leaves the "
-                "GPU idle until new work arrives, whatever its precision."
-            )
-        elif syncs:
-            advice.append(
-                f"{label}: {syncs} operations of a step would make the host wait on a GPU; on "
-                f"this {device_type} they cost nothing extra."
-            )
-    return advice
+# --- the command --------------------------------------------------------------------------------
 
 
 def profile_model(
@@ -210,95 +178,179 @@ def profile_model(
     device_name: str,
     batch_size: int,
     steps: int,
-    workers: int,
+    amp: str,
     max_trace_mib: float,
     seed: int,
     output: Path,
 ) -> None:
     """Profiles training on the train split and inference on the val split; writes the report."""
-    from phase2_optimization import profile_steps
-    from phase2_optimization.inputs import load_inputs, start
+    import torch
 
-    device = start(device_name, seed)
-    loaded, (train, val) = load_inputs(model_path, data_path, ("train", "val"), device)
-    batch_size = min(batch_size, len(train.records))
-    steps_of = {
-        "training": profile_steps.training_steps(loaded, train, device, batch_size, workers),
-        "inference": profile_steps.inference_steps(loaded, val, device, batch_size),
+    from phase2_optimization import profiling
+    from phase2_optimization.inputs import load_inputs
+
+    # TF32 stays as PyTorch has it: so do training and the video pipeline.
+    device = environment.select_device(device_name)
+    amp = chosen_amp(amp, device)
+    environment.seed_everything(seed)
+    log.info(environment.summary_line(str(device)))
+    loaded, (train, val) = load_inputs(model_path, data_path, ("train", "val"), torch.device("cpu"))
+    if batch_size > len(train.records):
+        batch_size = len(train.records)
+        log.info("The train split has %d images: one batch of all of them", batch_size)
+    try:
+        profile = profiling.measure(
+            *(GPUProfiler(device), loaded, train, val),
+            batch_size=batch_size,
+            steps=steps,
+            amp=amp,
+            seed=seed,
+        )
+    except Exception as error:
+        if not timing.is_out_of_memory(error):
+            raise
+        what = f"does not fit into the memory of {device}"
+        raise UserError(f"--batch-size {batch_size}", what, "give a smaller one") from error
+    for name, part in (("training", profile.training), ("inference", profile.inference)):
+        _log_part(name, part, device)
+        _log_inside(part, profile.peak)
+    report = {
+        **artifacts.provenance(
+            "profile", str(device), [loaded.path, train.annotation_file, val.annotation_file]
+        ),
+        "architecture": loaded.architecture,
+        "amp": amp,
+        "batch_size": batch_size,
+        "steps": steps,
+        "gpu_state": profile.gpu_state,
+        "warnings": profile.warnings,
     }
-    profiler, reports = GPUProfiler(device), {}
-    for name, step in steps_of.items():
-        loaded.model.train(name == "training")
-        reports[name] = profile_steps.measure_stages(profiler, name, loaded.model, step, steps)
-        reports[name]["images_per_s"] = batch_size / reports[name]["free_step_ms"]["p50"] * 1e3
-        _log_stages(name, reports[name], device)
-    log.info("\nWhole steps, not timed by stage:\n%s\n", profiler.table())
+    _save(report, profile, device, output, max_trace_mib)
+
+
+def chosen_amp(amp: str, device: "torch.device") -> str:
+    """The precision of the training step's heavy layers: "off", "bf16" or "fp16".
+
+    Raises:
+        UserError: float16 was asked for on a CPU.
+    """
+    from common.fastpath import native_amp
+
+    if amp == "fp16" and device.type == "cpu":
+        raise UserError("--amp fp16", "needs a GPU", "use --amp bf16 or off")
+    return native_amp(device) if amp == "auto" else amp
+
+
+def _save(
+    report: dict[str, Any],
+    profile: "Profile",
+    device: "torch.device",
+    output: Path,
+    max_trace_mib: float,
+) -> None:
+    """Writes the trace, the picture and, last, the report that tells of them."""
+    from phase2_optimization import flops, memory_timeline, profile_trace
+    from phase2_optimization.advice import advise
+
     trace_path, report_path = output / "profile_trace.json.gz", output / "profile.json"
-    works = profile_steps.traceable(loaded.model, steps_of, device)
-    traced = profile_steps.write_trace(trace_path, works, device, max_trace_mib)
-    advice = advise(reports["training"], reports["inference"], device.type)
-    for sentence in advice:
+    picture = output / "profile_memory.png"
+    traced = profile_trace.save(profile.trace, trace_path, max_trace_mib)
+    timelines = memory_timeline.read_timelines(
+        profile.trace["traceEvents"], ("training", "inference"), device.type
+    )
+    saved = [report_path, trace_path]
+    if timelines:
+        title = (
+            f"Memory in the course of a step: {report['architecture']}, "
+            f"batch of {report['batch_size']}, amp {report['amp']}, "
+            f"{environment.device_name(str(device))}"
+        )
+        memory_timeline.draw(timelines, device.type, title, picture)
+        saved.insert(1, picture)
+    advice = advise(profile.training, profile.inference)
+    for sentence in advice or ["none: no part of a step stands out"]:
         log.info("Advice – %s", sentence)
-    inputs = [loaded.path, train.annotation_file, val.annotation_file]
+    for sentence in profile.warnings:
+        log.warning("%s", sentence)
     artifacts.write_json(
         report_path,
         {
-            **artifacts.provenance("profile", str(device), inputs),
-            "architecture": loaded.architecture,
-            "precision": "FP32 without TF32",
-            "batch_size": batch_size,
-            "steps": steps,
-            "workers": workers,
-            **reports["training"],
+            **report,
+            **profile.training,
             "host_syncs_are_measured_on": device.type,
-            "inference": reports["inference"],
+            "inference": profile.inference,
+            "peak_measured_here": profile.peak,
+            "flops_counted": flops.COUNTED,
+            "memory": {name: timeline.summary() for name, timeline in timelines.items()},
             "trace": traced,
             "advice": advice,
         },
     )
-    cli.finished([report_path, trace_path], "python phase2_optimization/benchmark_inference.py")
+    cli.finished(saved, "python phase2_optimization/benchmark_inference.py")
 
 
-def _log_stages(name: str, report: dict[str, Any], device: "torch.device") -> None:
+def _log_part(name: str, part: dict[str, Any], device: "torch.device") -> None:
+    stock = part["stock"]
+    low, high = stock["speedup"]["ci95"]
     log.info(
-        "\n%s: %.1f ms a step by stage, %.1f ms running freely (median), %.1f images/s",
-        name,
-        report["step_ms"]["p50"],
-        report["free_step_ms"]["p50"],
-        report["images_per_s"],
+        "\n%s: %.1f ms a step (median), %.1f images/s; %.2fx [%.2f, %.2f] torchvision's own",
+        *(name, part["free_step_ms"]["p50"], part["images_per_s"]),
+        *(stock["speedup"]["ratio"], low, high),
     )
-    for stage in report["stages"]:
-        bar = "#" * round(stage["share"] * 40)
+    log.info("  %-16s%11s%9s  %-*s%15s", "stage", "ms", "share", BAR, "", "torchvision ms")
+    stock_ms = {stage["name"]: stage["ms"] for stage in stock["stages"]}
+    for stage in part["stages"]:
+        beside = stock_ms.get(stage["name"])
         log.info(
-            "  %-16s %9.2f ms %6.1f%%  %s", stage["name"], stage["ms"], stage["share"] * 100, bar
+            "  %-16s%11.2f%8.1f%%  %-*s%15s",
+            *(stage["name"], stage["ms"], stage["share"] * 100),
+            *(BAR, "#" * round(stage["share"] * BAR), "–" if beside is None else f"{beside:.2f}"),
         )
     would_be = "" if device.type == "cuda" else " (would-be: there is no GPU to wait for)"
     log.info(
         "  %d operations, %d host syncs%s, peak memory %s MiB",
-        report["operations_per_step"],
-        report["host_syncs_per_step"],
-        would_be,
-        "unknown" if report["peak_memory_mib"] is None else round(report["peak_memory_mib"]),
+        *(part["operations_per_step"], part["host_syncs_per_step"], would_be),
+        "unknown" if part["peak_memory_mib"] is None else round(part["peak_memory_mib"]),
+    )
+
+
+def _log_inside(part: dict[str, Any], peak: dict[str, dict[str, float]]) -> None:
+    arithmetic, activity = part["flops"], part["device_activity"]
+    if activity:
+        log.info(
+            "  %d kernel launches, the GPU works %.0f%% of the time after the data has come",
+            *(activity["kernel_launches"], part["gpu_busy_share"] * 100),
+        )
+    log.info(
+        "  %.1f GFLOP a step; the networks run at %.0f GFLOP/s, %.0f%% of the %.0f measured (%s)",
+        *(arithmetic["gflop_per_step"], arithmetic["computing_gflop_s"]),
+        arithmetic["computing_share_of_peak"] * 100,
+        *(peak[arithmetic["dtype"]]["gflop_s"], arithmetic["dtype"]),
     )
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument(
+    inputs = parser.add_argument_group("model and data")
+    inputs.add_argument(
         "--model-path", type=Path, help="checkpoint (default: the newest best model)"
     )
-    parser.add_argument("--data-path", type=Path, help="COCO data set (default: the demo data)")
-    parser.add_argument("--batch-size", type=cli.positive_int, default=BATCH_SIZE, help="images")
-    parser.add_argument(
+    inputs.add_argument("--data-path", type=Path, help="COCO data set (default: the demo data)")
+    measured = parser.add_argument_group("measurement")
+    measured.add_argument(
+        "--batch-size", type=cli.positive_int, default=BATCH_SIZE, help="images of a step"
+    )
+    measured.add_argument(
         "--steps", type=cli.positive_int, default=STEPS, help="timed steps of each kind"
     )
-    parser.add_argument(
-        "--workers",
-        type=cli.non_negative_int,
-        default=0,
-        help="processes that load training images; 0 shows their full cost as data wait",
+    measured.add_argument(
+        "--amp",
+        choices=AMP,
+        default=AMP[0],
+        help="half precision of the training step, as in train.py; auto: what the device computes "
+        "natively, if any",
     )
-    parser.add_argument(
+    measured.add_argument(
         "--max-trace-mib",
         type=cli.positive_float,
         default=MAX_TRACE_MIB,
@@ -310,7 +362,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its "ERROR: no GPU" on a CPU is none
+    # Before torch is loaded: its profiler calls a CPU without a GPU an error, and memory that is
+    # older than the profile worth a warning.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     return cli.run(
         lambda: profile_model(
             args.model_path,
@@ -318,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             device_name=args.device,
             batch_size=args.batch_size,
             steps=args.steps,
-            workers=args.workers,
+            amp=args.amp,
             max_trace_mib=args.max_trace_mib,
             seed=args.seed,
             output=args.output,

@@ -1,85 +1,225 @@
-"""Steps to profile, their measurement by stage, and their trace."""
+"""The steps that are profiled, stage by stage: this project's own, and torchvision's beside them.
 
-import functools
-import gzip
+The training step is phase 1's: the same shared parts in the same order, with the optimizer it
+takes for the architecture. Images are read in the main process, so that the wait for data is their
+whole cost, and are not augmented.
+"""
+
+import contextlib
+import copy
 import itertools
-import json
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch.profiler import ProfilerActivity
-from torchvision.transforms import v2
+from torch import Tensor, nn
 
-from common import artifacts, timing
-from common.coco import COCODataset, CocoSplit, collate, read_image
-from common.models import LoadedModel
-from phase2_optimization.stages import OperationCounter, StageClock
+from common import models
+from common.coco import COCODataset, CocoSplit, ImageRecord, read_image
+from common.fastpath import fast_training, normalise_batch, precision_safe_autocast
+from common.inference_graph import InferenceGraph, graph_predictor
+from common.training_losses import training_losses
+from phase2_optimization.amp_batches import image_seeds, training_batches
+from phase2_optimization.stages import DATA_WAIT, StageClock, watch_detector, watch_graph
 
 if TYPE_CHECKING:
-    from phase2_optimization.gpu_profiler import GPUProfiler
+    from torchvision.models.detection import FasterRCNN
 
-WARMUP_STEPS = 2
-
-
-def _endless(loader: torch.utils.data.DataLoader) -> Iterator[tuple]:
-    while True:
-        yield from loader
+LEARNING_RATE = 1e-6  # leaves the weights where they are: their usual step is what is profiled
+LOOK_EVERY = {"cpu": 1, "cuda": 10, "mps": 10}  # steps, as phase 1: reading a loss waits for a GPU
+DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def training_steps(
-    loaded: LoadedModel, split: CocoSplit, device: torch.device, batch_size: int, workers: int
-) -> Callable[[StageClock], None]:
-    """Returns a function that makes one FP32 training step (SGD, no augmentation) by stages."""
-    to_float = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
-    loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
-        COCODataset(split, to_float),  # type: ignore[arg-type]
-        batch_size=min(batch_size, len(split.records)),
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-        collate_fn=collate,
-    )
-    batches = _endless(loader)
-    model = loaded.model
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
+@dataclass(frozen=True)
+class Arm:
+    """One kind of step.
+
+    Attributes:
+        description: what it is, in words.
+        dtype: what its networks compute in.
+        step: makes one step and names its stages to a clock.
+        watch: while it is open, the clock sees the stages inside the forward pass, too.
+    """
+
+    description: str
+    dtype: torch.dtype
+    step: Callable[[StageClock], None]
+    watch: Callable[[StageClock], AbstractContextManager[None]]
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def training_arm(
+    loaded: models.LoadedModel,
+    split: CocoSplit,
+    device: torch.device,
+    batch_size: int,
+    amp: str,
+    seed: int,
+) -> Iterator[Arm]:
+    """Phase 1's step on a copy of the model, which has its fast paths while the block lasts.
+
+    Args:
+        amp: "off", "bf16" or "fp16", the precision of the heavy layers.
+    """
+    model = _trained_copy(loaded.model, device).to(memory_format=torch.channels_last)
+    optimizer = _optimizer(loaded.architecture, model, fused=device.type in ("cpu", "cuda"))
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+    size = {"min_size": model.transform.min_size[-1], "max_size": model.transform.max_size}
+    losses_log, numbers = LossesLog(device), itertools.count(seed)
 
     def step(clock: StageClock) -> None:
-        with clock.stage("data wait"):
-            images, targets = next(batches)
+        number = next(numbers)
+        with clock.stage(DATA_WAIT):
+            (batch,) = training_batches(split, batch_size, 1, **size, seed=number)
+            if device.type == "cuda":
+                batch = batch.pin_memory()
+        with clock.stage("optimizer"):
+            optimizer.zero_grad(set_to_none=True)
         with clock.stage("copy to device"):
-            images = [image.to(device, non_blocking=True) for image in images]
-            targets = [
-                {key: target[key].to(device, non_blocking=True) for key in ("boxes", "labels")}
-                for target in targets
-            ]
-        loss = sum(model(images, targets).values())
+            batch = batch.to(device)
+        with clock.stage("transform"):
+            images = normalise_batch(model, batch.images, batch.sizes)
+        with clock.stage("RPN"):  # what follows the backbone, up to where the RoI heads take over
+            seeds = image_seeds(seed, number, len(batch.sizes))
+            sums = training_losses(model, images, batch.sizes, batch.targets, seeds)
+            losses = sums.losses()
         with clock.stage("backward"):
-            loss.backward()
+            total = torch.stack(list(losses.values())).sum()
+            scaler.scale(total).backward()
+        with clock.stage("optimizer"):
+            is_finite = _update(optimizer, scaler, total.detach())
+        with clock.stage("logging"):
+            losses_log.note(losses, is_finite)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(fast_training(model))
+        if amp != "off":
+            stack.enter_context(precision_safe_autocast(model, DTYPES[amp], device.type))
+        words = f"phase 1's training step, {'FP32' if amp == 'off' else amp} and fast paths"
+        yield Arm(words, DTYPES[amp], step, partial(watch_detector, model=model))
+
+
+def stock_training_arm(
+    loaded: models.LoadedModel, split: CocoSplit, device: torch.device, batch_size: int, seed: int
+) -> Arm:
+    """torchvision's step as its reference scripts make it: lists of float images, FP32, and the
+    loss read at every step."""
+    model = _trained_copy(loaded.model, device)
+    optimizer = _optimizer(loaded.architecture, model, fused=False)
+    dataset, indices = COCODataset(split), _endless_order(len(split.records), seed)
+
+    def step(clock: StageClock) -> None:
+        with clock.stage(DATA_WAIT):
+            samples = [dataset[index] for index in itertools.islice(indices, batch_size)]
+            images = [image.as_subclass(Tensor).float() / 255 for image, _ in samples]
+        with clock.stage("copy to device"):
+            images = [image.to(device) for image in images]
+            targets = [
+                {key: target[key].as_subclass(Tensor).to(device) for key in ("boxes", "labels")}
+                for _, target in samples
+            ]
+        total = sum(model(images, targets).values())
+        with clock.stage("logging"):
+            float(total.detach())
+        with clock.stage("backward"):
+            optimizer.zero_grad()
+            total.backward()
         with clock.stage("optimizer"):
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
 
-    return step
+    words = "torchvision's own training step, FP32"
+    return Arm(words, torch.float32, step, partial(watch_detector, model=model))
 
 
-def inference_steps(
-    loaded: LoadedModel, split: CocoSplit, device: torch.device, batch_size: int
-) -> Callable[[StageClock], None]:
-    """Returns a function that reads images and detects objects in them with the stock model."""
-    records = itertools.cycle(split.records)
-    model = loaded.model
+def _trained_copy(model: "FasterRCNN", device: torch.device) -> "FasterRCNN":
+    """A copy in training mode; statistics of a frozen stage stay as they are."""
+    model = copy.deepcopy(model).to(device).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+            module.eval()
+    return model
+
+
+def _optimizer(architecture: str, model: "FasterRCNN", *, fused: bool) -> torch.optim.Optimizer:
+    """What phase 1 takes by default."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if architecture == models.DEMO:
+        return torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=fused)
+    return torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9, fused=fused)
+
+
+def _update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: Tensor) -> Tensor:
+    """Steps unless the loss or a gradient is no number, without waiting for the device to know.
+
+    Returns:
+        Whether it did: bool [], on the device.
+    """
+    gradients = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    is_finite = torch.isfinite(norm) & torch.isfinite(loss)
+    if scaler.is_enabled():
+        scaler.step(optimizer)
+        scaler.update()
+        return is_finite
+    if optimizer.defaults["fused"]:
+        optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+    optimizer.step()
+    return is_finite
+
+
+class LossesLog:
+    """Sums of the losses on the device, read every few steps."""
+
+    def __init__(self, device: torch.device):
+        self.rows: list[list[float]] = []
+        self._every = LOOK_EVERY[device.type]
+        self._unread: list[Tensor] = []
+
+    def note(self, losses: dict[str, Tensor], is_finite: Tensor) -> None:
+        values = torch.stack([loss.detach() for loss in losses.values()])
+        self._unread.append(torch.where(is_finite, values, 0.0))
+        if len(self._unread) == self._every:
+            self.rows += torch.stack(self._unread).tolist()
+            self._unread.clear()
+
+
+def _endless_order(count: int, seed: int) -> Iterator[int]:
+    random = np.random.default_rng(seed % 2**64)
+    while True:
+        yield from random.permutation(count).tolist()
+
+
+# --- inference ----------------------------------------------------------------------------------
+
+
+def inference_arms(
+    loaded: models.LoadedModel, split: CocoSplit, device: torch.device, batch_size: int
+) -> tuple[Arm, Arm]:
+    """Reading images and detecting objects in them: with the inference graph, as the video
+    pipeline does, and with torchvision's own forward pass. Both are FP32 and share the weights."""
+    model = copy.deepcopy(loaded.model).to(device).eval()
+    graph = InferenceGraph(model)
+    predict = graph_predictor(graph, device)
+    records = _of_the_common_size(split)
+    coming, stock_coming = itertools.cycle(records), itertools.cycle(records)
 
     def step(clock: StageClock) -> None:
-        with clock.stage("data wait"):
-            images = [
-                read_image(record.path, (record.width, record.height))
-                for record in itertools.islice(records, batch_size)
-            ]
+        with clock.stage(DATA_WAIT):
+            images = _read(itertools.islice(coming, batch_size))
+        with clock.stage("copy to device"):  # up to where the graph takes over
+            predict(images)
+
+    def stock_step(clock: StageClock) -> None:
+        with clock.stage(DATA_WAIT):
+            images = _read(itertools.islice(stock_coming, batch_size))
         with clock.stage("copy to device"):
             inputs = [torch.from_numpy(image).to(device) for image in images]
         with clock.stage("transform"):
@@ -91,101 +231,19 @@ def inference_steps(
                 for value in output.values():
                     value.cpu()
 
-    return step
+    words = "the inference graph, FP32"
+    stock_words = "torchvision's own forward pass, FP32"
+    return (
+        Arm(words, torch.float32, step, partial(watch_graph, graph=graph)),
+        Arm(stock_words, torch.float32, stock_step, partial(watch_detector, model=model)),
+    )
 
 
-def measure_stages(
-    profiler: "GPUProfiler",
-    tag: str,
-    model: torch.nn.Module,
-    step: Callable[[StageClock], None],
-    steps: int,
-) -> dict[str, Any]:
-    """Times `steps` steps by stage and as many whole ones, and counts the operations of one.
-
-    The whole steps wait for the device at their ends only and go into `profiler` under `tag`.
-
-    Returns:
-        `stages` [{name, ms, share}], the largest first; `step_ms` of the steps timed by stage and
-        `free_step_ms` of the whole ones; their peak memory; and how many operations, copies and
-        forced waits one step holds.
-    """
-    free = StageClock(profiler.device, wait_at_stages=False)
-    staged = StageClock(profiler.device)
-    for _ in range(WARMUP_STEPS):
-        step(free)
-    for _ in range(steps):  # interleaved, so that a drift of the machine hits both alike
-        with profiler.profile(tag):
-            step(free)
-        with staged.watch(model), staged.step():
-            step(staged)
-    with OperationCounter(profiler.device) as counter:
-        step(free)
-    stage_ms = staged.mean_ms()
-    total_ms = sum(stage_ms.values())
-    whole = profiler.summary()[tag]
-    return {
-        "stages": [
-            {"name": name, "ms": ms, "share": ms / total_ms} for name, ms in stage_ms.items()
-        ],
-        "step_ms": timing.summarise(staged.step_ms()),
-        "free_step_ms": {key: whole[f"{key}_ms"] for key in ("p50", "p90", "p99", "mean")},
-        "peak_memory_mib": whole["peak_memory_mib"],
-        "operations_per_step": counter.operations,
-        "host_device_copies_per_step": counter.copies,
-        "host_syncs_per_step": sum(counter.waits.values()),
-        "host_syncs_by_operation": dict(counter.waits.most_common()),
-    }
+def _of_the_common_size(split: CocoSplit) -> Sequence[ImageRecord]:
+    sizes = Counter((record.width, record.height) for record in split.records)
+    common = max(sizes, key=lambda size: (sizes[size], size))
+    return [record for record in split.records if (record.width, record.height) == common]
 
 
-def traceable(
-    model: torch.nn.Module,
-    steps_of: Mapping[str, Callable[[StageClock], None]],
-    device: torch.device,
-) -> dict[str, Callable[[], None]]:
-    """Each step as a function without arguments that labels its stages in a trace; the step named
-    "training" runs with the model in training mode."""
-
-    def run(name: str) -> None:
-        model.train(name == "training")
-        clock = StageClock(device, wait_at_stages=False)
-        with clock.watch(model), clock.step():
-            steps_of[name](clock)
-
-    return {name: functools.partial(run, name) for name in steps_of}
-
-
-def write_trace(
-    path: Path, works: Mapping[str, Callable[[], None]], device: torch.device, max_mib: float
-) -> dict[str, Any]:
-    """Writes a chrome trace (gzipped JSON) of each work done once.
-
-    A trace above `max_mib` keeps its longest events only.
-
-    Returns:
-        {"events": written, "events_dropped": n, "size_mib": of the file}
-    """
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
-        for name, work in works.items():
-            with torch.profiler.record_function(name):
-                work()
-        timing.synchronize(device)
-    with artifacts.atomic_path(path) as temporary:
-        profiler.export_chrome_trace(str(temporary))
-        dropped, kept = 0, _read_trace(temporary)["traceEvents"]
-        while (size_mib := temporary.stat().st_size / timing.MIB) > max_mib and len(kept) > 1:
-            trace = _read_trace(temporary)
-            by_length = sorted(trace["traceEvents"], key=lambda e: -e.get("dur", float("inf")))
-            kept = by_length[: max(1, int(len(by_length) * 0.9 * max_mib / size_mib))]
-            dropped += len(by_length) - len(kept)
-            with gzip.open(temporary, "wt", encoding="utf-8") as file:
-                json.dump({**trace, "traceEvents": kept}, file)
-    return {"events": len(kept), "events_dropped": dropped, "size_mib": size_mib}
-
-
-def _read_trace(path: Path) -> dict[str, Any]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return json.load(file)
+def _read(records: Iterator[ImageRecord]) -> list[np.ndarray]:
+    return [read_image(record.path, (record.width, record.height)) for record in records]

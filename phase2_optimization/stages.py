@@ -1,34 +1,28 @@
-"""A stopwatch for the stages of a detector, and a counter of operations that stall a GPU."""
+"""A stopwatch for the stages of a detector's step, in training and in inference."""
 
 import contextlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from common import timing
+from common.fastpath_boxes import replaced
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
 
-OTHER = "other"  # time of a step inside no named stage
+    from common.inference_graph import InferenceGraph
 
-# Operations whose result's shape or value the host must know before it can go on. A GPU is then
-# waited for (torchvision's NMS reads back at least how many boxes are kept).
-WAITING_OPERATIONS = frozenset(
-    {
-        "aten::_local_scalar_dense",  # .item(), float(tensor), `if tensor:`
-        "aten::nonzero",  # torch.where(mask), tensor[mask]
-        "aten::masked_select",
-        "aten::_unique2",
-        "aten::equal",
-        "torchvision::nms",
-    }
+DATA_WAIT = "data wait"
+NETWORKS = ("backbone", "FPN", "RPN", "RoI heads", "backward")  # where the arithmetic is
+STAGES = (
+    *(DATA_WAIT, "copy to device", "transform", *NETWORKS, "post-processing", "optimizer"),
+    *("logging", "results to host"),
 )
+OTHER = "other"  # time of a step inside no named stage
 
 
 class StageClock:
@@ -55,79 +49,54 @@ class StageClock:
         """One step; a step that raises is not recorded."""
         timing.synchronize(self._device)
         self._open, self._step_ms, self._last = [], defaultdict(float), perf_counter()
-        self._enter(OTHER)
+        self.enter(OTHER)
         yield
         timing.synchronize(self._device)
-        self._leave()
+        self.leave()
         self.steps.append(dict(self._step_ms))
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Names a part of the step, in the stopwatch and in a torch.profiler trace."""
-        self._enter(name)
+        self.enter(name)
         try:
             yield
         finally:
-            self._leave()
+            self.leave()
 
-    @contextlib.contextmanager
-    def watch(self, model: "FasterRCNN") -> Iterator[None]:
-        """Times the stages inside a detector's forward pass while the `with` block lasts."""
-        modules = {
-            "transform": model.transform,
-            "backbone": getattr(model.backbone, "body", model.backbone),
-            "RPN": model.rpn,
-            "RoI heads": model.roi_heads,
-        }
-        if hasattr(model.backbone, "fpn"):
-            modules["FPN"] = model.backbone.fpn
-        owners = {"postprocess": model.transform, "postprocess_detections": model.roi_heads}
-        handles: list[Any] = []
-        for name, module in modules.items():
-            handles.append(
-                module.register_forward_pre_hook(lambda *_, name=name: self._enter(name))
-            )
-            handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
-        for method, owner in owners.items():
-            setattr(owner, method, self._timed("post-processing", getattr(owner, method)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for method, owner in owners.items():
-                delattr(owner, method)  # the class's own method shows again
-
-    def mean_ms(self) -> dict[str, float]:
-        """stage -> mean milliseconds per step, the largest first; they sum to the mean step."""
-        names = {name for step in self.steps for name in step}
-        means = {
-            name: sum(step.get(name, 0.0) for step in self.steps) / len(self.steps)
-            for name in names
-        }
-        return dict(sorted(means.items(), key=lambda item: -item[1]))
-
-    def step_ms(self) -> list[float]:
-        """Milliseconds of every finished step."""
-        return [sum(step.values()) for step in self.steps]
-
-    def _timed(self, name: str, function: Callable) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self.stage(name):
-                return function(*args, **kwargs)
-
-        return call
-
-    def _enter(self, name: str) -> None:
+    def enter(self, name: str) -> None:
         self._charge()
         label = torch.profiler.record_function(name)
         label.__enter__()
         self._open.append((name, label))
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         self._charge()
         _, label = self._open.pop()
         label.__exit__(None, None, None)
+
+    def switch_to(self, name: str) -> None:
+        """The innermost open stage ends here and `name` goes on in its place."""
+        if self._open[-1][0] != name:
+            self.leave()
+            self.enter(name)
+
+    def typical_ms(self) -> dict[str, float]:
+        """stage -> milliseconds of a typical step, the largest first.
+
+        That is the mean of the middle half of the steps by their whole time, so one hiccup of the
+        machine does not become a stage, and the stages sum to a step.
+        """
+        by_time = sorted(self.steps, key=lambda step: sum(step.values()))
+        left_out = len(by_time) // 4  # on either side
+        middle = by_time[left_out : len(by_time) - left_out]
+        names = {name for step in middle for name in step}
+        means = {name: sum(step.get(name, 0.0) for step in middle) / len(middle) for name in names}
+        return dict(sorted(means.items(), key=lambda item: -item[1]))
+
+    def step_ms(self) -> list[float]:
+        """Milliseconds of every finished step."""
+        return [sum(step.values()) for step in self.steps]
 
     def _charge(self) -> None:
         """Gives the time since the last boundary to the innermost open stage."""
@@ -139,49 +108,105 @@ class StageClock:
         self._last = now
 
 
-class OperationCounter(TorchDispatchMode):
-    """Counts the operations a device runs inside a `with` block and those it is waited for.
+# --- stages inside a forward pass ---------------------------------------------------------------
 
-    What runs on the CPU beside a GPU (decoding, say) is not counted.
 
-    Attributes:
-        operations: all of them; each is at least one kernel launch on a GPU, views aside.
-        waits: operation -> how often the host needs its result before it can go on.
-        copies: copies between host and device (none when everything is on the CPU).
+@contextlib.contextmanager
+def watch_detector(clock: StageClock, model: "FasterRCNN") -> Iterator[None]:
+    """Times the stages inside a torchvision detector while the block lasts.
+
+    `common.training_losses` calls the parts of the RPN and of the RoI heads one by one, without
+    their forward methods. It begins with the RPN, so open the stage "RPN" around it; where the
+    RoI heads take over, at their first step, the stage is changed here.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self._device = device
-        self.operations = 0
-        self.copies = 0
-        self.waits: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        with self:  # inference mode hands over compound operations whole: count their parts
-            parts = func.decompose(*args, **(kwargs or {}))
-        if parts is not NotImplemented:
-            return parts
-        result = func(*args, **(kwargs or {}))
-        devices = {t.device.type for t in _tensors((args, kwargs, result))}
-        if self._device.type not in devices:
-            return result
-        self.operations += 1
-        name = func.name().split(".")[0]
-        if name in WAITING_OPERATIONS:
-            self.waits[name] += 1
-        elif name in ("aten::index", "aten::index_put", "aten::index_put_") and _has_mask(args[1]):
-            self.waits["aten::nonzero"] += 1  # a boolean index is a nonzero inside
-        elif name in ("aten::_to_copy", "aten::copy_") and len(devices) > 1:
-            self.copies += 1
-            if result.device.type == "cpu":
-                self.waits["copy to the host"] += 1
-        return result
+    transform, heads = model.transform, model.roi_heads
+    modules = {"transform": transform, "RPN": model.rpn, "RoI heads": heads}
+    first = _taking_over(clock, "RoI heads", heads.add_gt_proposals)
+    detections = _timed(clock, "post-processing", heads.postprocess_detections)
+    postprocess = _timed(clock, "post-processing", transform.postprocess)
+    with (
+        _watch_backbone(clock, model.backbone),
+        _watch_modules(clock, modules),
+        replaced(transform, postprocess=postprocess),
+        replaced(heads, postprocess_detections=detections, add_gt_proposals=first),
+    ):
+        yield
 
 
-def _has_mask(indices: Any) -> bool:
-    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+@contextlib.contextmanager
+def watch_graph(clock: StageClock, graph: "InferenceGraph") -> Iterator[None]:
+    """Times the stages inside the inference graph (eager) while the block lasts.
+
+    Where a predictor calls it, the stage that is open around the call goes on as "results to host".
+    """
+    starts = {
+        "candidates": _taking_over(clock, "RPN", graph.candidates),
+        "suppress_classes": _taking_over(clock, "post-processing", graph.suppress_classes),
+    }
+
+    def proposals(*args: Any) -> Any:
+        found = type(graph).proposals(graph, *args)
+        clock.switch_to("RoI heads")  # what follows pools them
+        return found
+
+    def end(*_: Any) -> None:
+        clock.leave()
+        clock.switch_to("results to host")
+
+    with (
+        _hooked(graph, lambda *_: clock.enter("transform"), end),
+        _watch_backbone(clock, graph.backbone),
+        replaced(graph, proposals=proposals, **starts),
+    ):
+        yield
 
 
-def _tensors(values: Any) -> list[torch.Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+@contextlib.contextmanager
+def _watch_backbone(clock: StageClock, backbone: torch.nn.Module) -> Iterator[None]:
+    modules: dict[str, Any] = {"backbone": backbone}
+    if hasattr(backbone, "fpn"):
+        modules["FPN"] = backbone.fpn
+    with _watch_modules(clock, modules):
+        yield
+
+
+@contextlib.contextmanager
+def _watch_modules(clock: StageClock, modules: dict[str, torch.nn.Module]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for name, module in modules.items():
+            stack.enter_context(
+                _hooked(module, lambda *_, name=name: clock.enter(name), lambda *_: clock.leave())
+            )
+        yield
+
+
+@contextlib.contextmanager
+def _hooked(module: torch.nn.Module, begin: Callable, end: Callable) -> Iterator[None]:
+    """Calls `begin` before a module's forward pass and `end` after it."""
+    handles = (
+        module.register_forward_pre_hook(begin),
+        module.register_forward_hook(end, always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _taking_over(clock: StageClock, name: str, function: Callable) -> Callable:
+    """The function, with which the innermost stage becomes another."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        clock.switch_to(name)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _timed(clock: StageClock, name: str, function: Callable) -> Callable:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with clock.stage(name):
+            return function(*args, **kwargs)
+
+    return call

@@ -1,11 +1,20 @@
-"""Hand-computed statistics, simulated A/A and A/B comparisons, and a clock of plain numbers."""
+"""Hand-computed statistics, and a clock of plain numbers; simulations: test_comparison.py."""
 
 import numpy as np
 import pytest
 import torch
 
 from common import timing
-from common.timing import MIN_ROUNDS, PeakMemory, measure_interleaved, ratio_with_ci, summarise
+from common.comparison import MIN_ROUNDS
+from common.timing import (
+    MAX_WARMUP,
+    MIN_WARMUP,
+    PeakMemory,
+    measure_interleaved,
+    ratio_with_ci,
+    summarise,
+    warm_up,
+)
 
 CPU = torch.device("cpu")
 
@@ -97,18 +106,13 @@ def test_an_error_in_an_arm_is_not_swallowed():
         measure_interleaved({"a": fail}, rounds=1, warmup=0, device=CPU)
 
 
-def test_ratio_is_the_ratio_of_the_medians():
+def test_ratio_is_the_median_of_the_rounds_ratios():
     result = ratio_with_ci(np.array([10.0, 12.0, 14.0]), np.array([5.0, 6.0, 700.0]))
-    assert result["ratio"] == pytest.approx(2.0)  # 12 / 6; the outlier of 700 does not count
+    assert result["ratio"] == pytest.approx(2.0)  # the outlier of 700 does not count
 
 
 def test_constant_times_give_an_interval_of_no_width():
     result = ratio_with_ci(np.full(9, 6.0), np.full(9, 4.0))
-    assert result == {"ratio": 1.5, "ci95": [1.5, 1.5]}
-
-
-def test_arms_of_unequal_length_are_compared_too():
-    result = ratio_with_ci(np.full(9, 6.0), np.full(4, 4.0))
     assert result == {"ratio": 1.5, "ci95": [1.5, 1.5]}
 
 
@@ -120,39 +124,72 @@ def test_interval_repeats_with_its_seed_and_holds_the_ratio():
     assert result["ci95"][0] <= result["ratio"] <= result["ci95"][1]
 
 
-def test_slow_rounds_cancel_because_whole_rounds_are_resampled():
+def test_slow_rounds_cancel():
     slow_rounds = np.where(np.arange(40) % 2 == 0, 1.0, 3.0)  # every second round 3x slower
-    together = ratio_with_ci(11.0 * slow_rounds, 10.0 * slow_rounds)
-    apart = ratio_with_ci(11.0 * slow_rounds, 10.0 * slow_rounds[:-1])
-    assert together["ci95"] == pytest.approx([1.1, 1.1])
-    assert apart["ci95"][1] - apart["ci95"][0] > 0.5
+    result = ratio_with_ci(11.0 * slow_rounds, 10.0 * slow_rounds)
+    assert result["ci95"] == pytest.approx([1.1, 1.1])
 
 
-def test_no_times_is_an_error():
-    with pytest.raises(ValueError, match="at least one time"):
-        ratio_with_ci(np.array([]), np.array([1.0]))
+# --- warm-up and clocks -----------------------------------------------------------------------
 
 
-def _simulated_arms(seed: int, speedup: float) -> tuple[np.ndarray, np.ndarray]:
-    """60 rounds on a bad machine: 4% noise, a drifting clock, every twentieth call 1.5x slower."""
-    random = np.random.default_rng(seed)
-    drift = np.exp(np.cumsum(random.normal(0, 0.01, 60)))
+def lasting(clock, durations):
+    """An arm whose calls take these seconds, the last one for ever."""
+    left = list(durations)
 
-    def arm(ms: float) -> np.ndarray:
-        hiccups = np.where(random.random(60) < 0.05, 1.5, 1.0)
-        return ms * drift * np.exp(random.normal(0, 0.04, 60)) * hiccups
+    def call():
+        clock.now_s += left.pop(0) if len(left) > 1 else left[0]
 
-    return arm(10.0), arm(10.0 / speedup)
+    return call
 
 
-def test_equal_arms_are_called_equal_in_at_least_90_of_100_simulations():
-    intervals = [ratio_with_ci(*_simulated_arms(s, 1.0), seed=s)["ci95"] for s in range(100)]
-    assert sum(low <= 1 <= high for low, high in intervals) >= 90
+@pytest.mark.parametrize(
+    ("durations", "rounds"),
+    [
+        ([1.0], MIN_WARMUP),
+        ([9.0, 5.0, 3.0, 2.0, 1.95], 5),  # the fifth call is less than 5% faster
+        ([9.0, 1.0, 3.0, 1.0], 3),  # a slow call in between is noise, not warm-up
+    ],
+)
+def test_warm_up_ends_when_calls_stop_getting_faster(clock, durations, rounds):
+    assert warm_up({"a": lasting(clock, durations)}, CPU, budget_s=100) == rounds
 
 
-def test_a_planted_five_percent_is_found_in_at_least_95_of_100_simulations():
-    intervals = [ratio_with_ci(*_simulated_arms(s, 1.05), seed=s)["ci95"] for s in range(100)]
-    assert sum(low > 1 for low, _ in intervals) >= 95
+def test_warm_up_waits_for_the_slowest_arm_and_is_bounded(clock):
+    cold = [0.9**n for n in range(MAX_WARMUP + 5)]
+    arms = {"warm": lasting(clock, [1.0]), "cold": lasting(clock, cold)}
+    assert warm_up(arms, CPU, budget_s=1000) == MAX_WARMUP
+    assert warm_up({"slow": lasting(clock, [50.0, 40.0, 30.0])}, CPU, budget_s=30) == 1
+
+
+def test_without_a_number_warm_up_lasts_until_stable(clock):
+    times = measure_interleaved({"a": lasting(clock, [9.0, 5.0, 1.0, 1.0])}, rounds=4, device=CPU)
+    np.testing.assert_allclose(times["a"], [1000.0] * 4)
+
+
+def test_rounds_in_which_the_clock_goes_back_are_dropped_for_all_arms(clock, caplog):
+    arms = {"a": lasting(clock, [1.0, 1.0, -5.0, 1.0]), "b": lasting(clock, [2.0])}
+    times = measure_interleaved(arms, rounds=6, warmup=0, device=CPU)
+    assert times["a"].tolist() == [1000.0] * 5
+    assert times["b"].tolist() == [2000.0] * 5
+    assert "clock went backwards in 1 round" in caplog.text
+
+
+def test_a_suspended_machine_is_an_outlier_and_no_more(clock):
+    slept = lasting(clock, [1.0, 1.0, 3600.0, 1.0])
+    times = measure_interleaved(
+        {"a": slept, "b": lasting(clock, [2.0])}, rounds=9, warmup=0, device=CPU
+    )
+    assert summarise(times["a"])["p50"] == 1000.0
+    assert ratio_with_ci(times["b"], times["a"])["ratio"] == pytest.approx(2.0)
+
+
+def test_a_clock_that_only_goes_back_leaves_no_times(clock):
+    times = measure_interleaved({"a": lasting(clock, [-1.0])}, rounds=3, warmup=0, device=CPU)
+    assert len(times["a"]) == 0
+
+
+# --- memory -----------------------------------------------------------------------------------
 
 
 def test_peak_memory_sees_a_block_that_is_gone_at_the_end():

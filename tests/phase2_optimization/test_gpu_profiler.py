@@ -1,8 +1,9 @@
-"""GPUProfiler, the stage clock, the operation counter and the command, all on the CPU."""
+"""GPUProfiler, and the command with what it writes and how it ends."""
 
 import gzip
-import itertools
 import json
+import os
+import signal
 import time
 
 import numpy as np
@@ -10,11 +11,9 @@ import pytest
 import torch
 
 from common.cli import UserError
-from phase2_optimization import gpu_profiler, profile_steps, stages
-from phase2_optimization.gpu_profiler import GPUProfiler, advise
-from phase2_optimization.stages import OperationCounter, StageClock
+from phase2_optimization import flops, gpu_profiler, memory_timeline, profiling
+from phase2_optimization.gpu_profiler import GPUProfiler
 
-CPU = torch.device("cpu")
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
 
@@ -31,6 +30,17 @@ def test_start_and_stop_record_time_and_memory_under_their_tag():
     assert elapsed_s >= 0.02
     assert record["peak_memory_mib"] >= record["memory_allocated_mib"] > 10
     assert record["memory_reserved_mib"] == pytest.approx(record["memory_allocated_mib"], rel=0.2)
+
+
+def test_the_tag_is_operation_unless_another_is_given():
+    profiler = GPUProfiler()
+    profiler.start()
+    profiler.stop()
+    with profiler.profile():
+        pass
+    assert list(profiler.metrics) == ["operation"]
+    assert len(profiler.metrics["operation"]) == 2
+    assert profiler.metrics["never measured"] == []
 
 
 def test_nested_measurements_end_innermost_first_and_pass_their_peak_on():
@@ -83,178 +93,232 @@ def test_a_missing_gpu_asked_for_by_name_is_the_users_error():
         GPUProfiler("cuda")
 
 
-# --- the stage clock --------------------------------------------------------------------------
-
-
-def test_time_belongs_to_the_innermost_stage_and_sums_to_the_step(monkeypatch):
-    ticks = itertools.chain([0.0], itertools.count(1.0))  # one second between any two readings
-    monkeypatch.setattr(stages, "perf_counter", lambda: next(ticks))
-    clock = StageClock(CPU)
-    with clock.step():  # reads: start, enter
-        with clock.stage("outer"), clock.stage("inner"):
-            pass
-        with clock.stage("inner"):
-            pass
-    # boundaries after the step was entered: +outer, +inner, -inner, -outer, +inner, -inner, end
-    expected = {"other": 3000.0, "outer": 2000.0, "inner": 2000.0}
-    assert clock.steps == [pytest.approx(expected)]
-    assert clock.step_ms() == [pytest.approx(7000.0)]
-
-
-def test_mean_ms_counts_a_stage_absent_from_a_step_as_zero():
-    clock = StageClock(CPU)
-    clock.steps = [{"a": 4.0, "b": 1.0}, {"a": 2.0}]
-    assert clock.mean_ms() == {"a": 3.0, "b": 0.5}
-
-
-def test_watching_a_model_changes_nothing_and_leaves_nothing_behind():
-    from common.models import build_model
-
-    torch.manual_seed(0)
-    model = build_model("demo", 3, min_size=64, max_size=96).eval()
-    image = [torch.rand(3, 48, 64)]
-    before = model(image)[0]["boxes"]
-    clock = StageClock(CPU)
-    with clock.watch(model), clock.step():
-        during = model(image)[0]["boxes"]
-    torch.testing.assert_close(during, before, rtol=0, atol=0)
-    assert {"transform", "backbone", "FPN", "RPN", "RoI heads", "post-processing"} <= set(
-        clock.steps[0]
-    )
-    assert "postprocess" not in vars(model.transform)
-    assert "postprocess_detections" not in vars(model.roi_heads)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
-# --- the operation counter --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_forced_waits_are_counted_in_every_gradient_mode(mode):
-    values = torch.tensor([1.0, -1.0, 2.0])
-    with mode(), OperationCounter(CPU) as counter:
-        mask = values > 0
-        values[mask]  # a boolean index
-        torch.where(mask)
-        values.sum().item()
-        values[torch.tensor([0, 1])]  # an integer index needs no wait
-        values + 1
-    assert counter.waits == {"aten::nonzero": 2, "aten::_local_scalar_dense": 1}
-    assert counter.operations >= 6
-    assert counter.copies == 0
-
-
-def test_a_branch_on_a_tensor_is_a_wait():
-    with OperationCounter(CPU) as counter:
-        assert torch.tensor([1.0]).any()
-    assert counter.waits["aten::_local_scalar_dense"] == 1
-
-
-def test_only_what_the_device_runs_is_counted():
-    """ "meta" stands in for a GPU: a device beside the CPU that every machine has."""
-    host, elsewhere = torch.tensor([1.0, 2.0]), torch.ones(2, device="meta")
-    with OperationCounter(torch.device("meta")) as counter:
-        host.sum().item()  # decoding and sampling on the host make no GPU wait
-        host[host > 1]
-        elsewhere + 1
-        host.to("meta")
-    assert (counter.operations, counter.copies, counter.waits) == (2, 1, {})
-
-
-# --- advice -----------------------------------------------------------------------------------
-
-
-def _report(shares: dict[str, float], syncs: int = 0) -> dict:
-    listed = [{"name": name, "ms": share * 100, "share": share} for name, share in shares.items()]
-    return {"stages": listed, "host_syncs_per_step": syncs}
-
-
-def test_advice_carries_the_bound_that_follows_from_the_shares():
-    training = _report({"data wait": 0.5, "backward": 0.4, "other": 0.1}, syncs=7)
-    inference = _report({"data wait": 0.01, "RPN": 0.2, "backbone": 0.79})
-    advice = advise(training, inference, "cpu")
-    assert any("at most 2.00x" in line and "training" in line for line in advice)
-    assert any("backward takes the most" in line and "1.25x" in line for line in advice)
-    assert any("backbone takes the most" in line and "1.65x" in line for line in advice)
-    assert not any("inference" in line and "waits for images" in line for line in advice)
-    assert any("7 operations" in line and "would" in line for line in advice)
-    on_gpu = advise(training, inference, "cuda")
-    assert any("the host waits for the GPU 7 times a step" in line for line in on_gpu)
-
-
 # --- the command ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def profiled(model_path, data_path, tmp_path_factory):
     output = tmp_path_factory.mktemp("profile")
-    status = gpu_profiler.main(
-        f"--model-path {model_path} --data-path {data_path} --output {output} "
-        "--device cpu --batch-size 2 --steps 3".split()
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flops, "MATMUL_SIDES", (64,))
+        patch.setattr(flops, "CONVOLUTIONS", ((1, 8, 16),))
+        status = gpu_profiler.main(
+            f"--model-path {model_path} --data-path {data_path} --output {output} "
+            "--device cpu --amp off --batch-size 2 --steps 3".split()
+        )
     assert status == 0
     return output
 
 
-def test_profile_json_keeps_the_contract(profiled):
-    report = json.loads((profiled / "profile.json").read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def report(profiled):
+    def no_constant(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    text = (profiled / "profile.json").read_text(encoding="utf-8")
+    return json.loads(text, parse_constant=no_constant)
+
+
+def test_profile_json_keeps_the_contract(report):
     assert report["schema"] == "profile/1"
     assert report["environment"]["device"] == "cpu"
     assert report["host_syncs_per_step"] > 0
-    assert report["advice"]
+    assert isinstance(report["advice"], list)
     names = {stage["name"] for stage in report["stages"]}
     assert {"data wait", "backbone", "RPN", "RoI heads", "backward", "optimizer"} <= names
     assert "backward" not in {stage["name"] for stage in report["inference"]["stages"]}
+    assert report["gpu_state"] == {"before": None, "after": None}
+    assert all("had the processor" in warning for warning in report["warnings"])
+    assert (report["amp"], report["batch_size"], report["steps"]) == ("off", 2, 3)
 
 
 @pytest.mark.parametrize("part", ["training", "inference"])
-def test_stages_sum_to_the_step(profiled, part):
-    report = json.loads((profiled / "profile.json").read_text(encoding="utf-8"))
-    report = report if part == "training" else report["inference"]
-    total_ms = sum(stage["ms"] for stage in report["stages"])
-    assert total_ms == pytest.approx(report["step_ms"]["mean"], rel=1e-6)
-    assert sum(stage["share"] for stage in report["stages"]) == pytest.approx(1)
-    named = sum(stage["share"] for stage in report["stages"] if stage["name"] != "other")
+@pytest.mark.parametrize("side", ["own", "stock"])
+def test_stages_sum_to_a_step_and_shares_to_one(report, part, side):
+    whole = report if part == "training" else report["inference"]
+    whole = whole if side == "own" else whole["stock"]
+    total_ms = sum(stage["ms"] for stage in whole["stages"])
+    assert sum(stage["share"] for stage in whole["stages"]) == pytest.approx(1)
+    assert 0.5 * whole["step_ms"]["p50"] < total_ms <= 1.01 * 3 * whole["step_ms"]["mean"]
+    named = sum(stage["share"] for stage in whole["stages"] if stage["name"] != "other")
     assert named > 0.8
+    assert whole["images_per_s"] == pytest.approx(2000 / whole["free_step_ms"]["p50"])
 
 
-def test_trace_opens_and_names_the_stages(profiled):
+def test_arithmetic_is_that_of_the_networks(report):
+    """Three times the forward pass, but for the images, which need no gradient; more RoIs are
+    looked at in inference, so that only the convolutions can be compared."""
+    training, inference = (part["flops"]["by_operation"] for part in (report, report["inference"]))
+    assert training["convolution"] == pytest.approx(inference["convolution"], rel=0.01)
+    assert 1.5 < training["convolution_backward"] / training["convolution"] < 2
+    assert training["mm"] == pytest.approx(2 * training["addmm"])
+    peak = report["peak_measured_here"]["float32"]
+    for part in (report, report["inference"]):
+        rate = part["flops"]["gflop_per_step"] / part["free_step_ms"]["p50"] * 1e3
+        assert part["flops"]["share_of_peak"] == pytest.approx(rate / peak["gflop_s"])
+        assert part["flops"]["computing_share_of_peak"] > part["flops"]["share_of_peak"]
+
+
+def test_trace_and_picture_lie_beside_the_report(profiled, report):
+    names = {file.name for file in profiled.iterdir()}
+    assert names == {"profile.json", "profile_memory.png", "profile_trace.json.gz"}
     with gzip.open(profiled / "profile_trace.json.gz", "rt", encoding="utf-8") as file:
         events = json.load(file)["traceEvents"]
-    names = {event.get("name") for event in events}
-    assert {"training", "inference", "backward", "RoI heads"} <= names
+    assert len(events) == report["trace"]["events"]
+    labels = {event.get("name") for event in events}
+    assert {"training", "inference", "backward", "RoI heads", "post-processing"} <= labels
+    # The forward pass leaves its feature maps to the backward pass; inference does not.
+    memory = report["memory"]
+    assert memory["training"]["peak_mib"] > 1.2 * memory["inference"]["peak_mib"] > 0
 
 
-def test_a_trace_above_the_limit_keeps_its_longest_events(tmp_path):
-    def work():
-        with torch.profiler.record_function("the long one"):
-            for _ in range(300):
-                torch.rand(8, 8) @ torch.rand(8, 8)
+def quick_arguments(model_path, data_path, output):
+    return [
+        *("--model-path", str(model_path), "--data-path", str(data_path)),
+        *("--output", str(output), "--device", "cpu", "--batch-size", "2", "--steps", "1"),
+    ]
 
-    path = tmp_path / "trace.json.gz"
-    full = profile_steps.write_trace(path, {"work": work}, CPU, max_mib=20)
-    assert full["events_dropped"] == 0
-    limit = full["size_mib"] / 4
-    small = profile_steps.write_trace(path, {"work": work}, CPU, max_mib=limit)
-    assert small["events_dropped"] > 0
-    assert path.stat().st_size <= limit * 2**20
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        kept = json.load(file)["traceEvents"]
-    assert len(kept) == small["events"]
-    assert "the long one" in {event.get("name") for event in kept}
+
+# --- how it ends when something is wrong --------------------------------------------------------
 
 
 @no_cuda
-def test_the_command_refuses_a_missing_gpu(model_path, tmp_path, capsys):
-    arguments = ["--model-path", str(model_path), "--device", "cuda", "--output", str(tmp_path)]
+@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+def test_the_command_refuses_a_missing_gpu(model_path, tmp_path, capsys, device):
+    arguments = ["--model-path", str(model_path), "--device", device, "--output", str(tmp_path)]
     assert gpu_profiler.main(arguments) == 2
     assert "no CUDA device found" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("option", ["--steps", "--batch-size"])
+@pytest.mark.parametrize("option", ["--steps", "--batch-size", "--max-trace-mib"])
 def test_the_command_refuses_zero(option, capsys):
     with pytest.raises(SystemExit) as stopped:
         gpu_profiler.main([option, "0"])
     assert stopped.value.code == 2
     assert option in capsys.readouterr().err
+
+
+def test_float16_needs_a_gpu(model_path, data_path, tmp_path, capsys):
+    arguments = [*quick_arguments(model_path, data_path, tmp_path), "--amp", "fp16"]
+    assert gpu_profiler.main(arguments) == 2
+    assert capsys.readouterr().err == "error: --amp fp16: needs a GPU – use --amp bf16 or off\n"
+
+
+class Malicious:
+    """Unpickling it makes a file, if somebody lets it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("kind", ["missing", "zero", "text", "truncated", "malicious"])
+def test_a_bad_model_is_one_line_and_nothing_is_written(
+    kind, model_path, data_path, tmp_path, capsys
+):
+    bad, trap = tmp_path / "bad.pth", tmp_path / "trap"
+    contents = {
+        "zero": b"",
+        "text": b"not a model",
+        "truncated": model_path.read_bytes()[:-2000],
+    }
+    if kind == "malicious":
+        torch.save({"model_state_dict": Malicious(trap)}, bad)
+    elif kind in contents:
+        bad.write_bytes(contents[kind])
+    assert gpu_profiler.main(quick_arguments(bad, data_path, tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {bad}: ")
+    assert error.count("\n") == 1
+    assert not trap.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_beyond_the_memory_is_told_with_a_remedy(
+    model_path, data_path, tmp_path, capsys, monkeypatch
+):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(profiling, "measure", full)
+    assert gpu_profiler.main(quick_arguments(model_path, data_path, tmp_path)) == 2
+    expected = "error: --batch-size 2: does not fit into the memory of cpu – give a smaller one\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.fixture
+def measured(monkeypatch, profiled, report):
+    """The measurement of an earlier run, at once."""
+    with gzip.open(profiled / "profile_trace.json.gz", "rt", encoding="utf-8") as file:
+        trace = json.load(file)
+    training = {key: report[key] for key in report["inference"]}
+    profile = profiling.Profile(
+        *(training, report["inference"], report["peak_measured_here"], trace),
+        gpu_state=report["gpu_state"],
+        warnings=["The GPU was slowed down by: heat (hardware)."],
+    )
+    monkeypatch.setattr(profiling, "measure", lambda *_, **__: profile)
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_folder_that_cannot_be_written_to_is_named(model_path, data_path, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    output = tmp_path / "file" / "metrics"
+    assert gpu_profiler.main(quick_arguments(model_path, data_path, output)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {output}")
+    assert "choose another --output" in error
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+)
+@pytest.mark.usefixtures("measured")
+def test_a_signal_leaves_no_half_written_file(
+    number, status, model_path, data_path, tmp_path, monkeypatch
+):
+    """It arrives while the picture is drawn, after the trace and before the report."""
+
+    def stopped(*_):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(memory_timeline, "draw", stopped)
+    assert gpu_profiler.main(quick_arguments(model_path, data_path, tmp_path)) == status
+    assert [file.name for file in tmp_path.iterdir()] == ["profile_trace.json.gz"]
+    with gzip.open(tmp_path / "profile_trace.json.gz", "rt", encoding="utf-8") as file:
+        assert json.load(file)["traceEvents"]
+
+
+@pytest.mark.usefixtures("measured")
+def test_warnings_of_the_gpu_and_the_lack_of_advice_are_told(
+    model_path, data_path, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("phase2_optimization.advice.advise", lambda *_: [])
+    assert gpu_profiler.main(quick_arguments(model_path, data_path, tmp_path)) == 0
+    output = capsys.readouterr().out
+    assert "The GPU was slowed down by: heat (hardware)." in output
+    assert "Advice – none" in output
+    written = json.loads((tmp_path / "profile.json").read_text(encoding="utf-8"))
+    assert written["advice"] == []
+    assert written["warnings"] == ["The GPU was slowed down by: heat (hardware)."]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_profiled(model_path, data_path, tmp_path):
+    arguments = [*quick_arguments(model_path, data_path, tmp_path), "--device", "cuda"]
+    assert gpu_profiler.main(arguments) == 0
+    report = json.loads((tmp_path / "profile.json").read_text(encoding="utf-8"))
+    assert (tmp_path / "profile_memory.png").exists()
+    for part in (report, report["inference"]):
+        activity = part["device_activity"]
+        assert activity["kernel_launches"] > 100
+        assert activity["kernels"] <= part["operations_per_step"] * 20
+        assert 0 < part["host_syncs_per_step"] == activity["host_syncs"]
+        assert 0 < part["gpu_busy_share"] <= 1
+        assert 0 < part["flops"]["computing_share_of_peak"] <= 1.2
+    assert report["memory"]["training"]["peak_mib"] > 0

@@ -1,0 +1,285 @@
+"""Everything the profiler measures of one model: stages, launches, arithmetic and a trace."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter, thread_time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from common import fastpath_boxes, inference_ops, roi_align, timing
+from common.coco import CocoSplit
+from common.fastpath_boxes import replaced
+from common.gpu_state import gpu_state, warnings_from
+from common.models import LoadedModel
+from phase2_optimization import flops, profile_steps, profile_trace
+from phase2_optimization.advice import UNDISTURBED
+from phase2_optimization.launches import OperationCounter, device_activity
+from phase2_optimization.profile_steps import Arm
+from phase2_optimization.stages import DATA_WAIT, NETWORKS, StageClock
+
+if TYPE_CHECKING:
+    from phase2_optimization.gpu_profiler import GPUProfiler
+
+WARMUP_STEPS = 2  # the second one has the optimizer's state in memory, too
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `measure` found.
+
+    Attributes:
+        training, inference: the parts of the report, see `measure_pair` and `look_inside`.
+        peak: the highest arithmetic rates of this machine by type of number, see
+            `flops.measure_peak`.
+        trace: a chrome trace of one step of each.
+        gpu_state: `before` and `after` the timed steps, see `common.gpu_state`.
+        warnings: what else may have made them slower.
+    """
+
+    training: dict[str, Any]
+    inference: dict[str, Any]
+    peak: dict[str, dict[str, float]]
+    trace: profile_trace.Trace
+    gpu_state: dict[str, Any]
+    warnings: list[str]
+
+
+def measure(
+    profiler: "GPUProfiler",
+    loaded: LoadedModel,
+    train: CocoSplit,
+    val: CocoSplit,
+    *,
+    batch_size: int,
+    steps: int,
+    amp: str,
+    seed: int,
+) -> Profile:
+    """Profiles training on `train` and inference on `val` on the profiler's device.
+
+    Args:
+        profiler: takes the times of whole steps under "training", "inference" and, of
+            torchvision's own, "training (torchvision)" and "inference (torchvision)".
+        loaded: the model, on the CPU; it stays as it is.
+        amp: precision of the training step's heavy layers, "off", "bf16" or "fp16".
+    """
+    device = profiler.device
+    with contextlib.ExitStack() as stack:
+        # In this order, so that the peak memory of either holds little of the other.
+        inference, stock_inference = profile_steps.inference_arms(loaded, val, device, batch_size)
+        peaks_mib = {"inference": _warm_up(inference, device, 0.0)}
+        held_mib = _allocated_mib(device)
+        training = stack.enter_context(
+            profile_steps.training_arm(loaded, train, device, batch_size, amp, seed)
+        )
+        peaks_mib["training"] = _warm_up(training, device, held_mib)
+        stock_training = profile_steps.stock_training_arm(loaded, train, device, batch_size, seed)
+        for stock in (stock_training, stock_inference):
+            _warm_up(stock, device, 0.0)
+
+        before = gpu_state(device)
+        arms = {"training": training, "inference": inference}
+        stocks = {"training": stock_training, "inference": stock_inference}
+        parts = {
+            name: measure_pair(profiler, name, arm, stocks[name], batch_size, steps)
+            for name, arm in arms.items()
+        }
+        after = gpu_state(device)  # now, while the clocks are those of work
+        dtypes = {arm.dtype for arm in arms.values()}
+        peak = {name_of(dtype): flops.measure_peak(device, dtype) for dtype in dtypes}
+        trace = profile_trace.record(arms, device)
+        for name, arm in arms.items():
+            parts[name]["peak_memory_mib"] = peaks_mib[name]
+            counts = flops.count_flops(partial(stocks[name].step, _free_clock(device)))
+            events = trace["traceEvents"]
+            parts[name] |= look_inside(name, arm, parts[name], counts, peak, events, device)
+    warnings = [*warnings_from(before, after), *_on_the_processor(parts)]
+    states = {"before": before, "after": after}
+    return Profile(parts["training"], parts["inference"], peak, trace, states, warnings)
+
+
+def _on_the_processor(parts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for name, part in parts.items():
+        share = part["processor_share"]
+        if share is not None and share < UNDISTURBED:
+            yield (
+                f"{name}: this process had the processor for {share:.0%} of the time only: others "
+                "use it, and the times are too long."
+            )
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _free_clock(device: torch.device) -> StageClock:
+    return StageClock(device, wait_at_stages=False)
+
+
+def _warm_up(arm: Arm, device: torch.device, held_mib: float) -> float | None:
+    """Makes the first steps; returns their peak memory, on a GPU without what others hold."""
+    with timing.PeakMemory(device) as memory:
+        for _ in range(WARMUP_STEPS):
+            arm.step(_free_clock(device))
+    return None if memory.mib is None else memory.mib - held_mib
+
+
+def _allocated_mib(device: torch.device) -> float:
+    """0 where there is no allocator to ask: the peak is then that of the whole process."""
+    return torch.cuda.memory_allocated(device) / timing.MIB if device.type == "cuda" else 0.0
+
+
+# --- time by stage ------------------------------------------------------------------------------
+
+
+def measure_pair(
+    profiler: "GPUProfiler", name: str, arm: Arm, stock: Arm, batch_size: int, steps: int
+) -> dict[str, Any]:
+    """Times steps of both arms in turns, whole and by stage.
+
+    A whole step waits for the device at its ends only. On the CPU nothing is waited for, so there
+    a step timed by stage is a whole one, too.
+
+    Returns:
+        `description`, `stages` [{name, ms, share}] of a typical step with the largest first,
+        `step_ms` of the steps timed by stage, `free_step_ms` of the whole ones, `images_per_s`,
+        and under `stock` the same of the other arm and how many times as fast as it the first one
+        is (`speedup`). `processor_share`, on the CPU: of the time in which the main thread ran.
+    """
+    device = profiler.device
+    pair = {name: arm, f"{name} (torchvision)": stock}
+    staged = {tag: StageClock(device) for tag in pair}
+    started, worked = perf_counter(), thread_time()
+    for _ in range(steps):
+        for tag, each in pair.items():
+            by_stage = partial(_staged_step, each, staged[tag])
+            if device.type == "cpu":
+                with profiler.profile(tag):
+                    by_stage()
+                continue
+            with profiler.profile(tag):
+                each.step(_free_clock(device))
+            by_stage()
+    on_cpu = device.type == "cpu"  # beside a GPU, the host has reason to wait
+    share = (thread_time() - worked) / (perf_counter() - started) if on_cpu else None
+    times_ms = {
+        tag: np.array([record["time_s"] * 1e3 for record in profiler.metrics[tag]]) for tag in pair
+    }
+    own, other = (
+        {
+            "description": each.description,
+            "stages": _rows(staged[tag]),
+            "step_ms": timing.summarise(staged[tag].step_ms()),
+            "free_step_ms": timing.summarise(times_ms[tag]),
+            "images_per_s": batch_size / timing.summarise(times_ms[tag])["p50"] * 1e3,
+        }
+        for tag, each in pair.items()
+    )
+    own_ms, other_ms = times_ms.values()
+    speedup = timing.ratio_with_ci(other_ms, own_ms)
+    return {**own, "stock": {**other, "speedup": speedup}, "processor_share": share}
+
+
+def _staged_step(arm: Arm, clock: StageClock) -> None:
+    with arm.watch(clock), clock.step():
+        arm.step(clock)
+
+
+def _rows(clock: StageClock) -> list[dict[str, Any]]:
+    stage_ms = clock.typical_ms()
+    total_ms = sum(stage_ms.values())
+    return [{"name": name, "ms": ms, "share": ms / total_ms} for name, ms in stage_ms.items()]
+
+
+# --- what a step holds --------------------------------------------------------------------------
+
+
+def look_inside(
+    name: str,
+    arm: Arm,
+    part: Mapping[str, Any],
+    counts: Mapping[str, int],
+    peak: Mapping[str, Mapping[str, float]],
+    events: Sequence[Mapping[str, Any]],
+    device: torch.device,
+) -> dict[str, Any]:
+    """Operations, launches, waits and arithmetic of one step.
+
+    Args:
+        part: of the report, as `measure_pair` returns it.
+        counts: the arithmetic of a step, see `flops.count_flops`.
+        peak: by type of number, see `flops.measure_peak`.
+        events: of a trace that holds a step labelled `name`.
+
+    Returns:
+        `operations_per_step`, `host_device_copies_per_step`, `host_syncs_per_step` and
+        `host_syncs_by_operation`; `device_activity` (see `launches.device_activity`) and
+        `gpu_busy_share` of a whole step without its wait for data, both None without a CUDA
+        device; and `flops`, see `_arithmetic`.
+    """
+    with _as_on_a_gpu(), OperationCounter(device) as counter:
+        arm.step(_free_clock(device))
+    busy_share = None
+    syncs, by_operation = sum(counter.waits.values()), dict(counter.waits.most_common())
+    activity = device_activity(events, name) if device.type == "cuda" else None
+    if activity:
+        syncs, by_operation = activity["host_syncs"], activity["syncs_by_call"]
+        working_ms = part["free_step_ms"]["p50"] - _stage_ms(part, (DATA_WAIT,))
+        busy_share = min(1.0, activity["gpu_busy_ms"] / working_ms) if working_ms > 0 else 1.0
+    computing_ms = activity["gpu_busy_ms"] if activity else _stage_ms(part, NETWORKS)
+    dtype = name_of(arm.dtype)
+    arithmetic = _arithmetic(
+        counts, part["free_step_ms"]["p50"], computing_ms, peak[dtype]["gflop_s"]
+    )
+    return {
+        "operations_per_step": counter.operations,
+        "host_device_copies_per_step": counter.copies,
+        "host_syncs_per_step": syncs,
+        "host_syncs_by_operation": by_operation,
+        "device_activity": activity,
+        "gpu_busy_share": busy_share,
+        "flops": {"dtype": dtype, **arithmetic},
+    }
+
+
+@contextlib.contextmanager
+def _as_on_a_gpu() -> Iterator[None]:
+    """The ways a GPU is spared waiting, also on a CPU, which takes others."""
+    limits = inference_ops.NMS_CALL_LIMIT
+    with (
+        replaced(fastpath_boxes, SYNCHRONOUS_DEVICES=()),
+        replaced(roi_align, GATHERING_DEVICES=()),
+        replaced(inference_ops, NMS_CALL_LIMIT=dict.fromkeys(limits, limits["cuda"])),
+    ):
+        yield
+
+
+def _stage_ms(part: Mapping[str, Any], names: Sequence[str]) -> float:
+    return sum(stage["ms"] for stage in part["stages"] if stage["name"] in names)
+
+
+def _arithmetic(
+    counts: Mapping[str, int], step_ms: float, computing_ms: float, peak_gflop_s: float
+) -> dict[str, Any]:
+    """Achieved rates and their shares of the measured peak.
+
+    Returns:
+        `gflop_per_step` and `by_operation` (10**9 FLOP); `gflop_s` and `share_of_peak` over the
+        whole step, and the same with `computing_` before it over `computing_ms` alone: the time
+        a GPU worked, or elsewhere that of the stages with networks.
+    """
+    gflop = sum(counts.values()) / 1e9
+    rate, computing_rate = gflop / step_ms * 1e3, gflop / computing_ms * 1e3
+    return {
+        "gflop_per_step": gflop,
+        "by_operation": {name: count / 1e9 for name, count in counts.items()},
+        "gflop_s": rate,
+        "share_of_peak": rate / peak_gflop_s,
+        "computing_ms": computing_ms,
+        "computing_gflop_s": computing_rate,
+        "computing_share_of_peak": computing_rate / peak_gflop_s,
+    }

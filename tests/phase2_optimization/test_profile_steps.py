@@ -1,0 +1,155 @@
+"""The profiled steps: they are the steps the project makes, with all their time in stages."""
+
+import contextlib
+
+import pytest
+import torch
+
+from common.coco import load_split
+from common.fastpath import fast_training, normalise_batch, precision_safe_autocast
+from common.inference_graph import InferenceGraph
+from common.models import load_model
+from common.training_losses import LOSS_NAMES, training_losses
+from phase2_optimization import profile_steps
+from phase2_optimization.amp_batches import image_seeds, training_batches
+from phase2_optimization.profile_steps import LossesLog, inference_arms, stock_training_arm
+from phase2_optimization.stages import OTHER, STAGES, StageClock
+
+CPU = torch.device("cpu")
+FORWARD = {"transform", "backbone", "FPN", "RPN", "RoI heads"}
+
+
+@pytest.fixture(scope="module")
+def loaded(model_path):
+    return load_model(model_path, CPU)
+
+
+@pytest.fixture(scope="module")
+def train(data_path):
+    return load_split(data_path, "train")
+
+
+@pytest.fixture(scope="module")
+def val(data_path):
+    return load_split(data_path, "val")
+
+
+def weights(loaded):
+    return {name: value.clone() for name, value in loaded.model.state_dict().items()}
+
+
+def staged(arm, steps=2):
+    clock = StageClock(CPU)
+    for _ in range(steps):
+        with arm.watch(clock), clock.step():
+            arm.step(clock)
+    return clock
+
+
+def assert_unchanged(loaded, before):
+    assert all(
+        torch.equal(value, before[name]) for name, value in loaded.model.state_dict().items()
+    )
+    assert not loaded.model.training
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_the_training_step_is_that_of_the_shared_parts(loaded, train, monkeypatch, amp):
+    seen, before = [], weights(loaded)
+    note = LossesLog.note
+    monkeypatch.setattr(
+        LossesLog,
+        "note",
+        lambda self, losses, ok: seen.append((losses, ok)) or note(self, losses, ok),
+    )
+    with profile_steps.training_arm(loaded, train, CPU, 2, amp, seed=3) as arm:
+        clock = staged(arm, steps=1)
+        assert arm.dtype is {"off": torch.float32, "bf16": torch.bfloat16}[amp]
+    expected = {*FORWARD, "data wait", "copy to device", "backward", "optimizer", "logging", OTHER}
+    assert set(clock.steps[0]) == expected
+    assert expected - {OTHER} < set(STAGES)
+    ((losses, is_finite),) = seen
+    assert set(losses) == set(LOSS_NAMES)
+    assert bool(is_finite)
+    assert_unchanged(loaded, before)
+
+    model = load_model(loaded.path, CPU).model.to(memory_format=torch.channels_last).train()
+    (batch,) = training_batches(train, 2, 1, min_size=64, max_size=96, seed=3)
+    autocast = contextlib.nullcontext()
+    if amp == "bf16":
+        autocast = precision_safe_autocast(model, torch.bfloat16, "cpu")
+    with fast_training(model), autocast:
+        images = normalise_batch(model, batch.images, batch.sizes)
+        sums = training_losses(model, images, batch.sizes, batch.targets, image_seeds(3, 3, 2))
+    for name, loss in sums.losses().items():
+        torch.testing.assert_close(losses[name], loss)
+
+
+def test_a_step_of_the_optimizer_is_made(loaded, train, monkeypatch):
+    monkeypatch.setattr(profile_steps, "LEARNING_RATE", 0.01)
+    copies = []
+    copy_of = profile_steps._trained_copy
+    monkeypatch.setattr(
+        profile_steps, "_trained_copy", lambda *args: copies.append(copy_of(*args)) or copies[-1]
+    )
+    before = weights(loaded)
+    with profile_steps.training_arm(loaded, train, CPU, 2, "off", seed=0) as arm:
+        staged(arm, steps=1)
+    staged(stock_training_arm(loaded, train, CPU, 2, seed=0), steps=1)
+    for model in copies:
+        changed = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
+        assert len(changed) > 0.9 * len(list(model.parameters()))
+    assert_unchanged(loaded, before)
+
+
+def test_a_loss_that_is_no_number_changes_no_weight():
+    for make in (torch.optim.SGD, torch.optim.AdamW):
+        weight = torch.nn.Parameter(torch.ones(2))
+        optimizer = make([weight], lr=0.1, fused=True)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        for loss, gradient, made in (
+            (1.0, torch.nan, False),
+            (torch.inf, 1.0, False),
+            (1.0, 1.0, True),
+        ):
+            weight.grad = torch.full((2,), gradient)
+            assert bool(profile_steps._update(optimizer, scaler, torch.tensor(loss))) == made
+            assert torch.equal(weight, torch.ones(2)) != made
+
+
+def test_losses_are_read_every_few_steps_only(monkeypatch):
+    monkeypatch.setitem(profile_steps.LOOK_EVERY, "cpu", 3)
+    log = LossesLog(CPU)
+    for step in range(5):
+        losses = {"a": torch.tensor(float(step)), "b": torch.tensor(2.0)}
+        log.note(losses, torch.tensor(step != 1))
+        assert len(log.rows) == (0 if step < 2 else 3)
+    assert log.rows == [[0, 2], [0, 0], [2, 2]]  # a step that is not made counts for nothing
+
+
+def test_the_stock_step_is_torchvisions(loaded, train):
+    before = weights(loaded)
+    clock = staged(stock_training_arm(loaded, train, CPU, 2, seed=0))
+    steps = {"data wait", "copy to device", "logging", "backward", "optimizer", OTHER}
+    assert set(clock.steps[0]) == {*FORWARD, "post-processing", *steps}
+    assert_unchanged(loaded, before)
+
+
+def test_inference_is_the_graph_on_images_of_the_common_size(loaded, val, monkeypatch):
+    calls = []
+    forward = InferenceGraph.forward
+    monkeypatch.setattr(
+        InferenceGraph,
+        "forward",
+        lambda self, images: calls.append(images) or forward(self, images),
+    )
+    graph, stock = inference_arms(loaded, val, CPU, batch_size=2)
+    expected = {*FORWARD, "data wait", "copy to device", "post-processing", "results to host"}
+    for arm in (graph, stock):
+        clock = staged(arm)
+        assert set(clock.steps[1]) == {*expected, OTHER}
+        typical = clock.typical_ms()
+        assert typical[OTHER] < 0.2 * sum(typical.values())
+    assert [tuple(images.shape) for images in calls] == [(2, 48, 64, 3)] * 2
+    assert not torch.equal(*calls)  # three images of that size are gone through in turn

@@ -1,0 +1,165 @@
+"""What is concluded from times, counts and events, on steps made of nothing."""
+
+import contextlib
+
+import pytest
+import torch
+
+from phase2_optimization import launches, profiling
+from phase2_optimization.gpu_profiler import GPUProfiler
+from phase2_optimization.profile_steps import Arm
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def arm_of(name, calls, work=lambda: None):
+    def step(clock):
+        calls.append(name)
+        with clock.stage("backbone"):
+            work()
+
+    return Arm(name, torch.float32, step, lambda clock: contextlib.nullcontext())
+
+
+def profiler_on(device):
+    profiler = GPUProfiler("cpu")
+    profiler.device = device
+    return profiler
+
+
+def test_both_arms_take_turns_and_are_compared(monkeypatch):
+    calls = []
+    profiler = profiler_on(CPU)
+    part = profiling.measure_pair(
+        profiler, "training", arm_of("own", calls), arm_of("stock", calls), batch_size=4, steps=3
+    )
+    assert calls == ["own", "stock"] * 3
+    times_ms = {tag: [r["time_s"] * 1e3 for r in rs] for tag, rs in profiler.metrics.items()}
+    assert set(times_ms) == {"training", "training (torchvision)"}
+    own, stock = sorted(times_ms["training"])[1], sorted(times_ms["training (torchvision)"])[1]
+    assert part["free_step_ms"]["p50"] == pytest.approx(own)
+    assert part["stock"]["free_step_ms"]["p50"] == pytest.approx(stock)
+    assert part["images_per_s"] == pytest.approx(4000 / own)
+    assert part["stock"]["speedup"]["ratio"] == pytest.approx(stock / own)
+    assert (part["description"], part["stock"]["description"]) == ("own", "stock")
+    for side in (part, part["stock"]):
+        assert {stage["name"] for stage in side["stages"]} == {"backbone", "other"}
+        assert sum(stage["share"] for stage in side["stages"]) == pytest.approx(1)
+
+
+def test_on_a_device_that_is_waited_for_whole_steps_are_timed_beside_those_by_stage():
+    """ "meta" stands in for a GPU."""
+    calls = []
+    profiler = profiler_on(torch.device("meta"))
+    part = profiling.measure_pair(
+        profiler, "inference", arm_of("own", calls), arm_of("stock", calls), batch_size=1, steps=2
+    )
+    assert calls == ["own", "own", "stock", "stock"] * 2
+    assert len(profiler.metrics["inference"]) == 2
+    assert part["step_ms"].keys() == part["free_step_ms"].keys()
+
+
+@pytest.mark.parametrize(
+    ("device", "worked_s", "share"), [(CPU, 2.0, 0.5), (torch.device("meta"), 2.0, None)]
+)
+def test_the_share_of_the_time_a_processor_worked_is_known(monkeypatch, device, worked_s, share):
+    looks, works = iter([10.0, 14.0]), iter([1.0, 1.0 + worked_s])
+    monkeypatch.setattr(profiling, "perf_counter", lambda: next(looks))
+    monkeypatch.setattr(profiling, "thread_time", lambda: next(works))
+    arms = arm_of("own", []), arm_of("stock", [])
+    part = profiling.measure_pair(profiler_on(device), "training", *arms, batch_size=1, steps=1)
+    assert part["processor_share"] == share
+
+
+def test_a_processor_that_others_use_is_warned_of():
+    parts = {"training": {"processor_share": 0.52}, "inference": {"processor_share": 0.97}}
+    assert list(profiling._on_the_processor(parts)) == [
+        "training: this process had the processor for 52% of the time only: others use it, and the "
+        "times are too long."
+    ]
+    assert list(profiling._on_the_processor({"training": {"processor_share": None}})) == []
+
+
+# --- what a step holds --------------------------------------------------------------------------
+
+
+def product():
+    torch.ones(10, 10) @ torch.ones(10, 5)
+
+
+COUNTS = {"mm": 1000}
+PEAK = {"float32": {"gflop_s": 0.001}}
+PART = {
+    "free_step_ms": {"p50": 2.0},
+    "stages": [
+        {"name": "data wait", "ms": 0.75},
+        {"name": "backbone", "ms": 0.5},
+        {"name": "backward", "ms": 1.5},
+    ],
+}
+
+
+def test_arithmetic_is_set_against_the_step_its_networks_and_the_peak():
+    arm = arm_of("own", [], product)
+    inside = profiling.look_inside("training", arm, PART, COUNTS, PEAK, [], CPU)
+    assert inside["flops"] == {
+        "dtype": "float32",
+        "gflop_per_step": pytest.approx(1e-6),
+        "by_operation": {"mm": pytest.approx(1e-6)},
+        "gflop_s": pytest.approx(0.0005),  # 1000 FLOP in 2 ms
+        "share_of_peak": pytest.approx(0.5),
+        "computing_ms": pytest.approx(2.0),  # backbone and backward
+        "computing_gflop_s": pytest.approx(0.0005),
+        "computing_share_of_peak": pytest.approx(0.5),
+    }
+    assert inside["operations_per_step"] == 3
+    assert inside["host_syncs_per_step"] == 0
+    assert inside["device_activity"] is inside["gpu_busy_share"] is None
+
+
+def test_waits_on_a_cpu_are_those_of_the_ways_taken_on_a_gpu():
+    from common import fastpath_boxes, inference_ops, roi_align
+
+    seen = []
+
+    def work():
+        seen.append(fastpath_boxes.SYNCHRONOUS_DEVICES + roi_align.GATHERING_DEVICES)
+        seen.append(inference_ops.NMS_CALL_LIMIT["cpu"] == inference_ops.NMS_CALL_LIMIT["cuda"])
+        torch.tensor([1.0, 2.0]).sum().item()
+        product()
+
+    arm = arm_of("own", [], work)
+    inside = profiling.look_inside("training", arm, PART, COUNTS, PEAK, [], CPU)
+    assert inside["host_syncs_by_operation"] == {"aten::_local_scalar_dense": 1}
+    work()
+    assert seen == [(), True, ("cpu", "cpu"), False]
+
+
+@pytest.fixture
+def events():
+    label = {"cat": "user_annotation", "name": "training", "ts": 0, "dur": 900}
+    sync = {"cat": "cuda_runtime", "name": "cudaStreamSynchronize", "ts": 10, "dur": 5}
+    launch = {"cat": "cuda_runtime", "name": "cudaLaunchKernel", "ts": 20, "dur": 5}
+    kernel = {"cat": "kernel", "name": "gemm", "ts": 30, "dur": 1000}
+    rows = zip((label, sync, launch, kernel), (0, 1, 2, 2), strict=True)
+    return [{**event, "args": {"correlation": number}} for event, number in rows]
+
+
+def test_on_a_gpu_the_trace_tells_what_it_did(events):
+    arm = arm_of("own", [], product)
+    inside = profiling.look_inside("training", arm, PART, COUNTS, PEAK, events, CUDA)
+    assert inside["host_syncs_per_step"] == 1
+    assert inside["host_syncs_by_operation"] == {"cudaStreamSynchronize": 1}
+    assert inside["device_activity"] == launches.device_activity(events, "training")
+    # it works 1 ms of the 1.25 ms of a step that do not wait for data
+    assert inside["gpu_busy_share"] == pytest.approx(0.8)
+    assert inside["flops"]["computing_ms"] == pytest.approx(1.0)
+    assert inside["flops"]["computing_share_of_peak"] == pytest.approx(1.0)
+
+
+def test_a_gpu_whose_counters_may_not_be_read_is_counted_by_operations(events):
+    arm = arm_of("own", [], product)
+    inside = profiling.look_inside("training", arm, PART, COUNTS, PEAK, events[:2], CUDA)
+    assert inside["device_activity"] is inside["gpu_busy_share"] is None
+    assert inside["host_syncs_per_step"] == 0
+    assert inside["flops"]["computing_ms"] == pytest.approx(2.0)
