@@ -43,7 +43,7 @@ def precision_safe_autocast(
 
         def forward_in_low_precision(*args: Any) -> Any:
             with torch.autocast(device_type, dtype=dtype):
-                return _to_float32(forward(*args))
+                return to_float32(forward(*args))
 
         return forward_in_low_precision
 
@@ -158,11 +158,12 @@ def native_amp(device: "torch.device") -> str:
     return "off"
 
 
-def _to_float32(value: Any) -> Any:
+def to_float32(value: Any) -> Any:
+    """Tensors, or dicts and lists of them, in FP32."""
     if isinstance(value, dict):  # the pyramid levels, in their order
-        return OrderedDict((key, _to_float32(entry)) for key, entry in value.items())
+        return OrderedDict((key, to_float32(entry)) for key, entry in value.items())
     if isinstance(value, (list, tuple)):
-        return type(value)(_to_float32(entry) for entry in value)
+        return type(value)(to_float32(entry) for entry in value)
     return value.float()
 
 

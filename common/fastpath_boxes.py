@@ -17,7 +17,8 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import batched_nms, nms
 
-from common.inference_graph import MIN_DETECTION_SIDE, decode, has_sides
+from common.box_arithmetic import decode, has_sides
+from common.inference_graph import MIN_DETECTION_SIDE
 from common.inference_ops import grouped_nms
 
 SYNCHRONOUS_DEVICES = ("cpu",)  # to wait for a result costs nothing there

@@ -9,23 +9,21 @@ of the benchmarks and of the video pipeline. Detections equal torchvision's.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common import inference_ops
+from common.box_arithmetic import ABSENT, by_class, clip, decode, has_sides, take_best
 from common.models import Detections, Predictor
 from common.roi_align import gathered_roi_align, gathers
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
 
-ABSENT = -1.0  # score of a place that holds no box; real scores lie in [0, 1]
 MIN_DETECTION_SIDE = 1e-2  # pixels; torchvision drops smaller detections
-MAX_LOG_GROWTH = math.log(1000 / 16)  # torchvision's bound on how much a box may grow
 PROBE_SIZE = 128  # an image side that every pyramid level divides
 
 
@@ -108,18 +106,45 @@ class InferenceGraph(nn.Module):
         pixels, limits, scale = inference_ops.preprocess(
             images, self.mean, self.std, self.min_size, self.max_size, self.size_divisor
         )
-        features = [feature.float() for feature in self.backbone(pixels).values()]
-        proposals, proposal_scores = self._propose(features, pixels.shape[-2:], limits)
-        boxes, scores = self._classify(features, proposals, proposal_scores, limits)
-        return self._select(boxes, scores, scale)
+        features, boxes, scores, candidates = self.candidates(pixels, limits)
+        kept = self.suppress_candidates(boxes, candidates)
+        proposals, proposal_scores = self.proposals(boxes, scores, kept)
+        rois, roi_scores = proposals.reshape(-1, 4), proposal_scores.reshape(-1)
+        pooled, place = self._pool(features, rois, roi_scores >= 0, proposals.shape[1])
+        class_boxes, class_scores = self._scatter(
+            *self.classify(pooled, rois[place], roi_scores[place], limits), place, proposals.shape
+        )
+        kept = self.suppress_classes(class_boxes, class_scores)
+        return self.select(class_boxes, class_scores, kept, scale)
 
-    def _propose(
-        self, features: list[Tensor], padded_size: Sequence[int], limits: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Region proposals [B, P, 4] and their scores [B, P], best first, ABSENT at the end."""
+    def suppress_candidates(self, boxes: Tensor, by_level: Tensor) -> Tensor:
+        """Non-maximum suppression within each pyramid level; shapes of `candidates`."""
+        return inference_ops.nms_mask(boxes, by_level, self.rpn_iou_threshold, ABSENT / 2)
+
+    def suppress_classes(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        """Non-maximum suppression within each class; shapes of `select`."""
+        boxes, scores = boxes.flatten(0, 1), scores.flatten(0, 1)[:, None]
+        return inference_ops.nms_mask(boxes, scores, self.iou_threshold, self.score_threshold)
+
+    # The steps below never wait for the device, and a fixed input gives them fixed shapes:
+    # common/cuda_graphs.py records them. Suppression, which waits, stands between them.
+
+    def candidates(
+        self, pixels: Tensor, limits: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """The features, and the best anchors of every pyramid level.
+
+        Args:
+            pixels: float32 [B, 3, H', W'] and limits: float32 [4], of `inference_ops.preprocess`.
+
+        Returns:
+            features, boxes [B, K, 4], scores [B, K], and the scores by level [B, L, K] with ABSENT
+            for boxes of other levels or too small.
+        """
+        features = [feature.float() for feature in self.backbone(pixels).values()]
         objectness, deltas = self.rpn_head(features)
         per_level = [
-            self._level_candidates(level, logits.float(), delta.float(), padded_size)
+            self._level_candidates(level, logits.float(), delta.float(), pixels.shape[-2:])
             for level, (logits, delta) in enumerate(zip(objectness, deltas, strict=True))
         ]
         boxes = clip(torch.cat([boxes for boxes, _ in per_level], dim=1), limits)
@@ -129,8 +154,16 @@ class InferenceGraph(nn.Module):
             [torch.full_like(logits[0], level) for level, (_, logits) in enumerate(per_level)]
         )
         levels = torch.arange(len(per_level), device=boxes.device)[:, None]
-        candidates = torch.where(usable[:, None] & (level_of == levels), scores[:, None], ABSENT)
-        kept = inference_ops.nms_mask(boxes, candidates, self.rpn_iou_threshold, ABSENT / 2)
+        by_level = torch.where(usable[:, None] & (level_of == levels), scores[:, None], ABSENT)
+        return features, boxes, scores, by_level
+
+    def proposals(self, boxes: Tensor, scores: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Region proposals [B, P, 4] and their scores [B, P], best first, ABSENT at the end.
+
+        Args:
+            boxes, scores: of `candidates`.
+            kept: bool [B, L, K], what suppression left.
+        """
         return take_best(torch.where(kept.any(1), scores, ABSENT), boxes, self.post_nms_top_n)[:2]
 
     def _level_candidates(
@@ -157,36 +190,39 @@ class InferenceGraph(nn.Module):
         picked = deltas.reshape(batch, -1).gather(1, place.reshape(batch, -1))
         return decode(picked.reshape(batch, -1, 4), anchors, self.rpn_coder_weights), best
 
-    def _classify(
-        self, features: list[Tensor], proposals: Tensor, proposal_scores: Tensor, limits: Tensor
+    def classify(
+        self, pooled: Tensor, rois: Tensor, roi_scores: Tensor, limits: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Class-specific boxes [B, C, P, 4] and scores [B, C, P] without the background class."""
-        batch, count = proposal_scores.shape
-        rois, roi_scores = proposals.reshape(-1, 4), proposal_scores.reshape(-1)
-        pooled, place = self._pool(features, rois, roi_scores >= 0, count)
-        logits, deltas = self.box_predictor(self.box_head(pooled))
-        class_scores = logits.float().softmax(-1)[:, 1:]
-        classes = class_scores.shape[1]
-        class_deltas = deltas.float().reshape(-1, classes + 1, 4)[:, 1:]
-        class_boxes = clip(
-            decode(class_deltas, rois[place][:, None], self.box_coder_weights), limits
-        )
-        usable = has_sides(class_boxes, MIN_DETECTION_SIDE) & (roi_scores[place] >= 0)[:, None]
-        class_scores = torch.where(usable, class_scores, ABSENT)
+        """Class-specific boxes [N, C, 4] and scores [N, C], without the background class.
 
-        absent = class_scores.new_full((batch * count, classes), ABSENT)
-        nowhere = class_boxes.new_zeros((batch * count, classes, 4))
-        scores = absent.index_put((place,), class_scores).reshape(batch, count, classes)
-        boxes = nowhere.index_put((place,), class_boxes).reshape(batch, count, classes, 4)
-        return boxes.transpose(1, 2), scores.transpose(1, 2)
+        Args:
+            pooled: [N, channels, size, size] of rois [N, 4]; ABSENT ones get no score.
+        """
+        logits, deltas = self.box_predictor(self.box_head(pooled))
+        scores = logits.float().softmax(-1)[:, 1:]
+        deltas = deltas.float().reshape(len(scores), -1, 4)[:, 1:]
+        boxes = clip(decode(deltas, rois[:, None], self.box_coder_weights), limits)
+        usable = has_sides(boxes, MIN_DETECTION_SIDE) & (roi_scores >= 0)[:, None]
+        return boxes, torch.where(usable, scores, ABSENT)
+
+    def _scatter(
+        self, boxes: Tensor, scores: Tensor, place: Tensor, proposals_shape: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Puts results of N rois at their places: boxes [B, C, P, 4] and scores [B, C, P]."""
+        batch, count = proposals_shape[:2]
+        absent = scores.new_full((batch * count, scores.shape[1]), ABSENT)
+        nowhere = boxes.new_zeros((batch * count, scores.shape[1], 4))
+        return by_class(
+            nowhere.index_put((place,), boxes), absent.index_put((place,), scores), batch
+        )
 
     def _pool(
         self, features: list[Tensor], rois: Tensor, present: Tensor, per_image: int
     ) -> tuple[Tensor, Tensor]:
         """RoIAlign of the present rois, each from the pyramid level that fits its size.
 
-        The level rule is equation 1 of Lin et al. 2017 (feature pyramid networks). The first roi
-        is pooled even if absent: not every layer, nor every runtime, takes an empty batch.
+        The first roi is pooled even if absent: not every layer, nor every runtime, takes an empty
+        batch.
 
         Args:
             rois: [B * P, 4], present: bool [B * P], per_image: P.
@@ -194,50 +230,69 @@ class InferenceGraph(nn.Module):
         Returns:
             pooled [N, channels, size, size] and the places int64 [N] of those N rois among B * P.
         """
-        position = torch.arange(rois.shape[0], device=rois.device)
-        image = torch.div(position, per_image, rounding_mode="floor").to(rois.dtype)
-        numbered = torch.cat((image[:, None], rois), dim=1)
-        lowest, highest = (int(math.log2(self.roi_strides[end])) for end in (0, -1))
-        side = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).sqrt()
-        level_of = self.canonical_level + torch.log2(side / self.canonical_scale) + 1e-6
-        level_of = level_of.floor().clamp(lowest, highest) - lowest
-        present = present | (position == 0)
-        # levels of equal stride: the first serves all
-        maps = [features[level] for level in self.roi_levels[: highest - lowest + 1]]
-        scales = [1 / stride for stride in self.roi_strides[: highest - lowest + 1]]
+        numbered, level_of, maps, scales = self._pooling_plan(features, rois, per_image)
+        present = present | (torch.arange(rois.shape[0], device=rois.device) == 0)
         if not torch.compiler.is_compiling() and gathers(maps, self.roi_sampling_ratio):
             place = torch.nonzero(present)[:, 0]
-            levels = level_of[place].long()
-            sizes = (self.roi_size, self.roi_sampling_ratio)
+            levels, sizes = level_of[place].long(), (self.roi_size, self.roi_sampling_ratio)
             return gathered_roi_align(maps, numbered[place], levels, scales, *sizes), place
         pooled, places = [], []
         for level, (feature, scale) in enumerate(zip(maps, scales, strict=True)):
             place = torch.nonzero(present & (level_of == level))[:, 0]
             places.append(place)
-            pooled.append(
-                torch.ops.torchvision.roi_align(
-                    feature,
-                    numbered[place],
-                    scale,
-                    *self.roi_size,
-                    self.roi_sampling_ratio,
-                    False,
-                )
-            )
+            pooled.append(self._align(feature, numbered[place], scale))
         pooled_rois = torch.cat(pooled)
         if torch.compiler.is_compiling():
             torch._check(pooled_rois.numel() != 0)  # lets layers like BatchNorm be traced
         return pooled_rois, torch.cat(places)
 
-    def _select(
-        self, boxes: Tensor, scores: Tensor, scale: Tensor
+    def pool_all(self, features: list[Tensor], rois: Tensor, per_image: int) -> Tensor:
+        """RoIAlign of all B * P rois, absent or not: from every level, and then the right one.
+
+        More work than `_pool`, but nothing that depends on the values.
+        """
+        numbered, level_of, maps, scales = self._pooling_plan(features, rois, per_image)
+        pooled = self._align(maps[0], numbered, scales[0])
+        for level in range(1, len(maps)):
+            is_level = (level_of == level)[:, None, None, None]
+            pooled = torch.where(
+                is_level, self._align(maps[level], numbered, scales[level]), pooled
+            )
+        return pooled
+
+    def _pooling_plan(
+        self, features: list[Tensor], rois: Tensor, per_image: int
+    ) -> tuple[Tensor, Tensor, list[Tensor], list[float]]:
+        """Rois with their image's number [B * P, 5], their levels [B * P], maps and scales of the
+        levels. The level rule is equation 1 of Lin et al. 2017 (feature pyramid networks)."""
+        position = torch.arange(rois.shape[0], device=rois.device)
+        image = torch.div(position, per_image, rounding_mode="floor").to(rois.dtype)
+        lowest, highest = (int(math.log2(self.roi_strides[end])) for end in (0, -1))
+        side = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).sqrt()
+        level_of = self.canonical_level + torch.log2(side / self.canonical_scale) + 1e-6
+        count = highest - lowest + 1  # levels of equal stride: the first serves all
+        return (
+            torch.cat((image[:, None], rois), dim=1),
+            level_of.floor().clamp(lowest, highest) - lowest,
+            [features[level] for level in self.roi_levels[:count]],
+            [1 / stride for stride in self.roi_strides[:count]],
+        )
+
+    def _align(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
+        ratio = self.roi_sampling_ratio
+        return torch.ops.torchvision.roi_align(feature, rois, scale, *self.roi_size, ratio, False)
+
+    def select(
+        self, boxes: Tensor, scores: Tensor, kept: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """NMS within each class, the best D of an image, in original pixels; see `forward`."""
-        batch, classes, count = scores.shape
-        boxes = boxes.reshape(batch * classes, count, 4)
-        scores = scores.reshape(batch * classes, 1, count)
-        kept = inference_ops.nms_mask(boxes, scores, self.iou_threshold, self.score_threshold)
-        scores = torch.where(kept, scores, ABSENT).reshape(batch, -1)
+        """The best D of an image in original pixels; returns what `forward` does.
+
+        Args:
+            boxes: [B, C, P, 4], scores: [B, C, P].
+            kept: bool [B * C, 1, P], what suppression within each class left.
+        """
+        batch, _, count = scores.shape
+        scores = torch.where(kept.reshape(scores.shape), scores, ABSENT).reshape(batch, -1)
         boxes, scores, index = take_best(scores, boxes.reshape(batch, -1, 4), self.max_detections)
         present = scores >= 0
         labels = torch.div(index, count, rounding_mode="floor") + 1
@@ -247,49 +302,6 @@ class InferenceGraph(nn.Module):
             torch.where(present, labels, 0),
             present.sum(1),
         )
-
-
-# --- box arithmetic on tensors of any leading shape -------------------------------------------
-
-
-def decode(deltas: Tensor, boxes: Tensor, weights: Sequence[float]) -> Tensor:
-    """Moves and scales xyxy `boxes` [..., 4] by predicted `deltas` [..., 4]: Ren et al. 2015."""
-    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
-    center_x, center_y = boxes[..., 0] + 0.5 * width, boxes[..., 1] + 0.5 * height
-    center_x = deltas[..., 0] / weights[0] * width + center_x
-    center_y = deltas[..., 1] / weights[1] * height + center_y
-    half_width = 0.5 * ((deltas[..., 2] / weights[2]).clamp(max=MAX_LOG_GROWTH).exp() * width)
-    half_height = 0.5 * ((deltas[..., 3] / weights[3]).clamp(max=MAX_LOG_GROWTH).exp() * height)
-    return torch.stack(
-        (
-            center_x - half_width,
-            center_y - half_height,
-            center_x + half_width,
-            center_y + half_height,
-        ),
-        dim=-1,
-    )
-
-
-def clip(boxes: Tensor, limits: Tensor) -> Tensor:
-    """Clips xyxy boxes [..., 4] to [0, limits], limits = (width, height, width, height)."""
-    return torch.minimum(boxes.clamp(min=0), limits)
-
-
-def has_sides(boxes: Tensor, min_side: float) -> Tensor:
-    """True [...] where both sides of an xyxy box are at least `min_side` pixels."""
-    return (boxes[..., 2] - boxes[..., 0] >= min_side) & (boxes[..., 3] - boxes[..., 1] >= min_side)
-
-
-def take_best(scores: Tensor, boxes: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` best of scores [B, N] with boxes [B, N, 4], filled up with ABSENT if N is less.
-
-    Returns:
-        boxes [B, count, 4], scores [B, count] descending, index int64 [B, count] among the N.
-    """
-    best, index = F.pad(scores, (0, count), value=ABSENT).topk(count, dim=1)
-    index = index.clamp(max=scores.shape[1] - 1)
-    return boxes.gather(1, index[..., None].expand(-1, -1, 4)), best, index
 
 
 def graph_predictor(graph: Callable[[Tensor], Sequence[Tensor]], device: torch.device) -> Predictor:
@@ -306,7 +318,7 @@ def graph_predictor(graph: Callable[[Tensor], Sequence[Tensor]], device: torch.d
     return batch_predictor(run)
 
 
-def batch_predictor(run: Callable[[np.ndarray], Sequence[np.ndarray]]) -> Predictor:
+def batch_predictor(run: Callable[[np.ndarray], Sequence[Any]]) -> Predictor:
     """A Predictor over a function that is called like an InferenceGraph, but on numpy arrays.
 
     Images of equal size go through it as one batch. An image's detections do not depend on the

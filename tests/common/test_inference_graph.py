@@ -9,7 +9,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import boxes as torchvision_boxes
 
 from common import inference_ops
-from common.inference_graph import InferenceGraph, graph_predictor, take_best
+from common.inference_graph import InferenceGraph, graph_predictor
 from common.models import Detections, build_model, resized_size, stock_predictor
 from tests.random_detectors import random_detector, random_scene
 
@@ -268,12 +268,3 @@ def test_nms_mask_without_candidates_and_its_shape_rule():
         (boxes, scores, 0.5, 0.0),
         test_utils=("test_schema", "test_faketensor"),
     )
-
-
-def test_take_best_fills_up_with_absent_places():
-    scores = torch.tensor([[0.2, 0.9]])
-    boxes = torch.arange(8.0).reshape(1, 2, 4)
-    best_boxes, best_scores, index = take_best(scores, boxes, 3)
-    torch.testing.assert_close(best_scores, torch.tensor([[0.9, 0.2, -1.0]]))
-    assert index[0, :2].tolist() == [1, 0]
-    assert best_boxes[0, 0].tolist() == [4, 5, 6, 7]
