@@ -376,7 +376,11 @@ def stock_predictor(model: "FasterRCNN", device: "torch.device") -> Predictor:
             for image in images
         ]
         return [
-            Detections(*(output[key].cpu().numpy() for key in ("boxes", "scores", "labels")))
+            Detections(
+                output["boxes"].float().cpu().numpy(),  # under autocast they are not FP32
+                output["scores"].float().cpu().numpy(),
+                output["labels"].cpu().numpy(),
+            )
             for output in model(inputs)
         ]
 

@@ -2,7 +2,10 @@
 
 Two arms timed one after the other mostly measure how the machine changed in between (clock speed,
 neighbours, temperature). Here every round times each arm once, in a random order, so a drift hits
-all arms alike; common/comparison.py tells from the rounds which arm is faster.
+all arms alike; common/comparison.py tells from the rounds which arm is faster. A single slow call
+moves a mean but hardly a median, so medians stand for the arms and high percentiles for bad days.
+A time that no call can have taken, from a clock that went back or a machine that slept, takes its
+whole round along: what remains at one index still comes from one round.
 """
 
 import contextlib
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 MIN_WARMUP, MAX_WARMUP = 2, 20  # rounds
 WARM_GAIN = 0.05  # an arm whose calls still get this much faster is not warm
+SLEPT_MS, SLEPT_FACTOR = 60e3, 10.0  # a call beyond its usual time by both: the machine slept
 PROC_MEMINFO = Path("/proc/meminfo")
 PROC_STATUS = Path("/proc/self/status")
 PROC_CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -78,7 +82,7 @@ def measure_interleaved(
 
     The device is synchronised before the clock starts and before it stops, so a call is charged
     for all the work it queued. Values at the same index come from the same round. A round in which
-    the clock went backwards is dropped.
+    the clock went back or the machine slept is dropped for all arms, with a warning.
 
     Args:
         arms: name -> call to time; its result is dropped.
@@ -86,11 +90,11 @@ def measure_interleaved(
         warmup: untimed rounds before them; None for as many as `warm_up` takes.
         device: the device the arms work on.
         seed: of the order of the arms.
-        budget_s: stop after this many seconds of timed rounds, but never before MIN_ROUNDS of
-            them (or `rounds` when that is fewer), since fewer cannot carry a 95% interval.
+        budget_s: stop after this many seconds of kept rounds, but never before MIN_ROUNDS of
+            them (or `rounds` made), since fewer cannot carry a 95% interval.
 
     Returns:
-        name -> milliseconds per call, shape (rounds made,).
+        name -> milliseconds per call, shape (rounds kept,).
     """
     names = list(arms)
     order = np.random.default_rng(seed)
@@ -99,22 +103,34 @@ def measure_interleaved(
     for _ in range(warmup or 0):
         for name in names:
             arms[name]()
-    kept: list[list[float]] = []
-    spent_s, dropped = 0.0, 0
-    for made in range(rounds):
-        if budget_s is not None and spent_s >= budget_s and made >= MIN_ROUNDS:
-            break
-        row = [0.0] * len(names)
+    made = np.empty((0, len(names)))
+    for _ in range(rounds):
+        if budget_s is not None:
+            kept = made[_believable(made)]
+            if len(kept) >= MIN_ROUNDS and kept.sum() >= budget_s * 1e3:
+                break
+        row = np.empty(len(names))
         for index in order.permutation(len(names)):
             row[index] = _timed_ms(arms[names[index]], device)
-        if min(row) > 0:
-            kept.append(row)
-            spent_s += sum(row) / 1e3
-        else:
-            dropped += 1
-    if dropped:
-        log.warning("warning: the clock went backwards in %d round(s), which are left out", dropped)
-    return dict(zip(names, np.array(kept).reshape(-1, len(names)).T, strict=True))
+        made = np.vstack((made, row))
+    kept = made[_believable(made)]
+    if dropped := len(made) - len(kept):
+        log.warning(
+            "warning: %d of %d rounds left out: the clock went back or the machine slept",
+            *(dropped, len(made)),
+        )
+    return dict(zip(names, kept.T, strict=True))
+
+
+def _believable(rounds_ms: np.ndarray) -> np.ndarray:
+    """bool [rounds] of milliseconds [rounds, arms]: no call of the round took a time it cannot have
+    taken. Any hiccup can be; nothing at all, or minutes beyond ten times the usual, cannot."""
+    forward = (rounds_ms > 0).all(axis=1)
+    if not forward.any():
+        return forward
+    usual = np.quantile(rounds_ms[forward], 0.5, axis=0, method="lower")  # one of the times
+    longest = np.maximum(SLEPT_FACTOR * usual, SLEPT_MS + usual)
+    return forward & (rounds_ms <= longest).all(axis=1)
 
 
 def _timed_ms(call: Callable[[], object], device: "torch.device") -> float:

@@ -4,20 +4,23 @@
     python phase2_optimization/benchmark_inference.py \\
         --model-path outputs/models/trained_model.pth \\
         --batch-sizes 1,2,4,8,16 --num-iterations 100 --output outputs/metrics/
-    python phase2_optimization/benchmark_inference.py --variants eager_fp32,channels_last
+    python phase2_optimization/benchmark_inference.py --variants inference_graph,winograd
+    python phase2_optimization/benchmark_inference.py --batch-sizes auto --latency-budget-ms 100
 
-Timed end to end: uint8 RGB images (H, W, 3) in host memory in; boxes in original pixels, scores
-and labels in host memory out. That holds the copy to the device, resize, normalisation, the
-networks, NMS and the copy back; it leaves out reading and decoding files. All variants see the
-same real images in the same rounds, and the baseline runs twice in every round: what differs
-between equal arms is the noise, and no speed-up inside it is called one.
+The ways form a ladder: each rung adds one technique to the one below. Timed end to end: uint8 RGB
+images (H, W, 3) in host memory in; boxes in original pixels, scores and labels in host memory out.
+That holds the copy to the device, resize, normalisation, the networks, NMS and the copy back; it
+leaves out reading and decoding files. All variants see the same real images in the same rounds, and
+the baseline runs twice in every round: what differs between equal arms is the noise, and no
+speed-up inside it is called one.
 
 Writes outputs/metrics/inference_benchmark.json and inference_benchmark.png.
 """
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +32,17 @@ from common.cli import UserError, log
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from common.coco import CocoSplit
+    from phase2_optimization.builders import Workshop
+    from phase2_optimization.measuring import Benchmark
 
 BATCH_SIZES = "1,2,4,8,16"
 NUM_ITERATIONS = 100
 TIME_BUDGET_S = 1.0
 MAX_IMAGES = 100
+CALIBRATION_IMAGES = 64  # of the training split, for INT8
 MAX_SIDE = 8192  # pixels of --image-size
 TIMED = (
     "uint8 RGB images in host memory -> boxes in original pixels, scores and labels in host "
@@ -48,8 +55,9 @@ def benchmark_inference(
     data_path: Path | None,
     *,
     variant_names: Sequence[str] | None,
-    compile_backbone: bool,
-    batch_sizes: Sequence[int],
+    compiles: bool,
+    batch_sizes: Sequence[int] | None,
+    latency_budget_ms: float | None,
     num_iterations: int,
     time_budget_s: float,
     max_images: int,
@@ -58,73 +66,138 @@ def benchmark_inference(
     seed: int,
     output: Path,
 ) -> None:
-    """Measures every variant at every batch size and writes the report and its picture."""
+    """Measures every variant at every batch size and writes the report and its picture.
+
+    Args:
+        batch_sizes: None looks for the best one.
+    """
     import torch
 
+    from common.gpu_state import gpu_state, warnings_from
     from phase2_optimization import benchmark_plot
+    from phase2_optimization.conclusion import conclude
     from phase2_optimization.inputs import load_inputs, start
     from phase2_optimization.measuring import Benchmark
 
     device = start(device_name, seed)
-    names = choose_variants(variant_names, compile_backbone, device.type)
+    names, skipped = choose_variants(variant_names, compiles, device)
     loaded, (split,) = load_inputs(model_path, data_path, ["val"], torch.device("cpu"))
-    images = timed_images(split, max(batch_sizes), image_size)
+    sizes = batch_sizes or [1]
+    images = timed_images(split, max(sizes), image_size)
     height, width = images[0].shape[:2]
     log.info("Timed: %s; images of %dx%d", TIMED, width, height)
-    benchmark = Benchmark(
-        loaded.model, device, split, images, num_iterations, time_budget_s, max_images, seed
-    )
     report_path, picture = output / "inference_benchmark.json", output / "inference_benchmark.png"
-    finished = False
-    try:
-        benchmark.check(names, batch_sizes)
-        for batch_size in batch_sizes:
-            benchmark.time(batch_size)
-            log_batch_size(benchmark.rows, batch_size)
-        finished = True
-    finally:  # an interrupted run keeps what it has measured
-        if benchmark.rows:
-            report = {
-                **artifacts.provenance(
-                    "inference_benchmark", str(device), [loaded.path, split.annotation_file]
-                ),
-                "complete": finished,
-                "architecture": loaded.architecture,
-                "timed": TIMED,
-                "image_size": [width, height],
-                "tf32": False,
-                **benchmark.report(),
-            }
-            artifacts.write_json(report_path, report)
+    finished, before = False, gpu_state(device)
+    with workshop(device, data_path, names, skipped) as shop:
+        benchmark = Benchmark(
+            loaded.model, shop, split, images, num_iterations, time_budget_s, max_images, seed
+        )
+        try:
+            benchmark.check(names, sizes, skipped)
+            for batch_size in sizes:
+                benchmark.time(batch_size)
+                log_batch_size(benchmark.rows, batch_size)
+            if batch_sizes is None:
+                search_batch_size(benchmark, latency_budget_ms, seed)
+            finished = True
+        finally:  # an interrupted run keeps what it has measured
+            if benchmark.rows:
+                after = gpu_state(device)
+                report = {
+                    **artifacts.provenance(
+                        "inference_benchmark", str(device), [loaded.path, split.annotation_file]
+                    ),
+                    "complete": finished,
+                    "architecture": loaded.architecture,
+                    "timed": TIMED,
+                    "image_size": [width, height],
+                    "evaluated_images": min(max_images, len(split.records)),
+                    "tf32": "off in the baseline, on in every other variant on CUDA",
+                    "gpu_state": {"before": before, "after": after},
+                    "warnings": warnings_from(before, after),
+                    **conclude(benchmark, latency_budget_ms, seed),
+                }
+                artifacts.write_json(report_path, report)
+    for warning in report["warnings"]:
+        log.warning("warning: %s", warning)
     log.info("%s", report["conclusion"])
+    log_budget(report)
     benchmark_plot.draw(report, picture)
     cli.finished([report_path, picture], "python phase3_tracking/video_detector.py")
 
 
 def choose_variants(
-    asked: Sequence[str] | None, compile_backbone: bool, device_type: str
-) -> list[str]:
-    """The variants to run, the baseline first.
+    asked: Sequence[str] | None, compiles: bool, device: "torch.device"
+) -> tuple[list[str], dict[str, str]]:
+    """The variants of the device, the baseline first, and which of them are left out and why.
 
     Raises:
         UserError: a variant that does not exist was asked for.
     """
     from phase2_optimization.variants import BASELINE, VARIANTS
 
-    if asked is None:
-        names = [
-            name
-            for name, variant in VARIANTS.items()
-            if variant.by_default and device_type in variant.devices
-        ]
-    else:
-        names = list(dict.fromkeys(asked))
-        for name in names:
-            if name not in VARIANTS:
-                raise UserError(f"--variants {name}", "unknown", f"use {', '.join(VARIANTS)}")
-    if compile_backbone and "inference_graph_compiled" not in names:
-        names.append("inference_graph_compiled")
-    return [BASELINE, *(name for name in names if name != BASELINE)]
+    for name in asked or ():
+        if name not in VARIANTS:
+            raise UserError(f"--variants {name}", "unknown", f"use {', '.join(VARIANTS)}")
+    if asked is not None:
+        return list(dict.fromkeys([BASELINE, *asked])), {}
+    names = [name for name, variant in VARIANTS.items() if device.type in variant.devices]
+    reasons = {name: VARIANTS[name].reason_to_skip(device, compiles) for name in names}
+    return names, {name: reason for name, reason in reasons.items() if reason}
+
+
+@contextlib.contextmanager
+def workshop(
+    device: "torch.device",
+    data_path: Path | None,
+    names: Sequence[str],
+    skipped: dict[str, str],
+) -> Iterator["Workshop"]:
+    """A folder for exported files, gone afterwards, and training images where a variant that will
+    run calibrates on them."""
+    import tempfile
+
+    import torch
+
+    from common.coco import read_image, training_split
+    from phase2_optimization.builders import Workshop
+    from phase2_optimization.runtimes import is_installed
+    from phase2_optimization.variants import CALIBRATED
+
+    images = []
+    if CALIBRATED in names and CALIBRATED not in skipped and is_installed("nncf"):
+        split = training_split(data_path or paths.DEMO, "train")
+        step = max(1, len(split.records) // CALIBRATION_IMAGES)
+        records = split.records[::step][:CALIBRATION_IMAGES]
+        images = [read_image(r.path, (r.width, r.height)) for r in records]
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        yield Workshop(device, Path(folder), images, torch.get_num_threads())
+
+
+def search_batch_size(benchmark: "Benchmark", latency_budget_ms: float | None, seed: int) -> None:
+    """Looks for the best batch size of the fastest variant and of the baseline beside it."""
+    from phase2_optimization.conclusion import conclude
+    from phase2_optimization.variants import BASELINE
+
+    fastest = conclude(benchmark, latency_budget_ms, seed)["fastest_variant"]
+    name = fastest or BASELINE
+    tried = benchmark.search(name, latency_budget_ms)
+    for batch_size in tried:
+        rows = [row for row in benchmark.rows if row["variant"] in (name, BASELINE)]
+        log_batch_size(rows, batch_size)
+
+
+def log_budget(report: dict[str, Any]) -> None:
+    budget, best = report["latency_budget_ms"], report["best_within_latency_budget"]
+    if budget is None:
+        return
+    if best is None:
+        log.info("Nothing that was measured keeps p90 within %g ms.", budget)
+        return
+    log.info(
+        "Best within %g ms: %s at batch size %d, %.1f images/s, p90 %.1f ms",
+        *(budget, best["variant"], best["batch_size"], best["throughput_img_s"], best["p90_ms"]),
+    )
 
 
 def timed_images(
@@ -156,29 +229,32 @@ def timed_images(
 
 def log_batch_size(rows: Sequence[dict[str, Any]], batch_size: int) -> None:
     log.info(
-        "\n%-36s%9s%9s%9s%10s  %-20s%8s",
+        "\n%-20s%9s%9s%9s%9s%9s  %-20s%8s%8s",
         f"batch size {batch_size}",
-        *("p50 ms", "p99 ms", "img/s", "peak MiB", "speed-up [95%]", "map_50"),
+        *("p50 ms", "p90 ms", "p99 ms", "img/s", "MiB", "speed-up [95%]", "step", "map"),
     )
     for row in (row for row in rows if row["batch_size"] == batch_size):
         if row["latency_ms"] is None:
-            log.info("%-36s%s", row["variant"], row["status"])
+            log.info("%-20s  %s", row["variant"], row["status"])
             continue
-        speedup = row["speedup"]
-        interval = (
-            "{:.2f} [{:.2f}, {:.2f}]".format(speedup["ratio"], *speedup["ci95"]) if speedup else "–"
-        )
         log.info(
-            "%-36s%9.1f%9.1f%9.1f%10s  %-20s%8s  %s",
+            "%-20s%9.1f%9.1f%9.1f%9.1f%9s  %-20s%8s%8s  %s",
             row["variant"],
-            row["latency_ms"]["p50"],
-            row["latency_ms"]["p99"],
+            *(row["latency_ms"][key] for key in ("p50", "p90", "p99")),
             row["throughput_img_s"],
             "–" if row["peak_memory_mib"] is None else f"{row['peak_memory_mib']:.0f}",
-            interval,
-            "–" if row["map_50"] is None else f"{row['map_50']:.3f}",
+            "–"
+            if row["speedup"] is None
+            else "{:.2f} [{:.2f}, {:.2f}]".format(row["speedup"]["ratio"], *row["speedup"]["ci95"]),
+            "–" if row["step"] is None else f"{row['step']['ratio']:.2f}x",
+            "–" if row["map"] is None else f"{row['map']:.3f}",
             row["verdict"] if row["status"] == "ok" else row["status"],
         )
+
+
+def batch_size_list(text: str) -> list[int] | None:
+    """`1,2` -> [1, 2]; `auto` -> None."""
+    return None if text.strip() == "auto" else cli.positive_int_list(text)
 
 
 def name_list(text: str) -> list[str]:
@@ -202,7 +278,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model-path", type=Path, help="checkpoint (default: newest best model)")
     parser.add_argument("--data-path", type=Path, help="COCO data set (default: the demo data)")
     parser.add_argument(
-        "--batch-sizes", type=cli.positive_int_list, default=BATCH_SIZES, help="comma-separated"
+        "--batch-sizes",
+        type=batch_size_list,
+        default=BATCH_SIZES,
+        help="comma-separated; auto looks for the best one by doubling and bisection",
+    )
+    parser.add_argument(
+        "--latency-budget-ms",
+        type=cli.positive_float,
+        help="also name the best throughput whose p90 stays below this",
     )
     parser.add_argument(
         "--num-iterations",
@@ -217,10 +301,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="timed seconds after which a variant and batch size stop (not before 7 iterations)",
     )
     parser.add_argument(
-        "--variants", type=name_list, help="comma-separated (default: all made for the device)"
+        "--variants", type=name_list, help="comma-separated (default: all that suit the machine)"
     )
     parser.add_argument(
-        "--compile", action="store_true", help="add torch.compile (minutes of compiling on a CPU)"
+        "--compile", action="store_true", help="add torch.compile, which takes minutes"
     )
     parser.add_argument(
         "--image-size",
@@ -242,8 +326,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.model_path,
             args.data_path,
             variant_names=args.variants,
-            compile_backbone=args.compile,
+            compiles=args.compile,
             batch_sizes=args.batch_sizes,
+            latency_budget_ms=args.latency_budget_ms,
             num_iterations=args.num_iterations,
             time_budget_s=args.time_budget_s,
             max_images=args.max_images,

@@ -1,0 +1,208 @@
+"""How the PyTorch rungs of the ladder are put together from the shared speed-ups."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.models.detection.image_list import ImageList
+
+from common import inference_ops
+from common.cuda_graphs import CudaGraphedInference
+from common.fastpath import fold_batchnorm
+from common.fastpath_boxes import cached_anchors, thresholded_first
+from common.fastpath_layers import fast_roi_pool
+from common.inference_graph import InferenceGraph, batch_predictor, graph_predictor
+from common.low_precision import InPrecision, replace_heavy_modules
+from common.models import Detections, Predictor, stock_predictor
+from common.winograd import use_winograd
+
+if TYPE_CHECKING:
+    from torchvision.models.detection import FasterRCNN
+
+# In the order in which the ladder adds them to the stock model
+STOCK_RUNGS = (
+    "tf32",
+    "channels_last",
+    "folded_norms",
+    "cached_anchors",
+    "roi_pool",
+    "selected_first",
+    "batched_transform",
+)
+
+
+class VariantUnavailableError(Exception):
+    """The variant cannot run on this machine; the text says why."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What building a variant may need besides the model.
+
+    Attributes:
+        folder: for exported files, which variants share.
+        calibration: uint8 RGB images (H, W, 3) that quantisation may look at.
+        threads: of the CPU, for runtimes that would take their own number.
+    """
+
+    device: torch.device
+    folder: Path
+    calibration: Sequence[np.ndarray]
+    threads: int
+
+
+@contextlib.contextmanager
+def tf32(enabled: bool) -> Iterator[None]:
+    """Allows TF32 in matrix products and convolutions, or forbids it, inside the block."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = enabled
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def _with_tf32(predict: Predictor, device: torch.device) -> Predictor:
+    """On CUDA every rung above the baseline may use TF32."""
+    if device.type != "cuda":
+        return predict
+
+    def predict_with_tf32(images: Sequence[np.ndarray]) -> list[Detections]:
+        with tf32(True):
+            return predict(images)
+
+    return predict_with_tf32
+
+
+def stock(top: str) -> Callable[["FasterRCNN", Workshop], Predictor]:
+    """The stock model with the speed-ups of STOCK_RUNGS up to and including `top`."""
+    wanted = STOCK_RUNGS[: STOCK_RUNGS.index(top) + 1]
+
+    def build(model: "FasterRCNN", workshop: Workshop) -> Predictor:
+        device = workshop.device
+        if top == "tf32" and torch.cuda.get_device_capability(device) < (8, 0):
+            raise VariantUnavailableError("this GPU has no TF32: it came with Ampere")
+        replacements = {
+            "cached_anchors": lambda: cached_anchors(model.rpn.anchor_generator),
+            "roi_pool": lambda: fast_roi_pool(model.roi_heads.box_roi_pool),
+            "selected_first": lambda: thresholded_first(model.roi_heads),
+        }
+        if "channels_last" in wanted:
+            model.to(memory_format=torch.channels_last)
+        if "folded_norms" in wanted:
+            fold_batchnorm(model)
+        for name in wanted:
+            if name in replacements:  # the model is this variant's own, so they stay
+                contextlib.ExitStack().enter_context(replacements[name]())
+        is_batched = "batched_transform" in wanted
+        predict = _batched(model, device) if is_batched else stock_predictor(model, device)
+        return _with_tf32(predict, device)
+
+    return build
+
+
+def _batched(model: "FasterRCNN", device: torch.device) -> Predictor:
+    """torchvision's RPN and RoI heads behind a transform of the whole batch at once."""
+    transform = model.transform
+    mean, std = (
+        torch.tensor(values, device=device)
+        for values in (transform.image_mean, transform.image_std)
+    )
+    sizes = (int(transform.min_size[-1]), int(transform.max_size), int(transform.size_divisible))
+
+    @torch.inference_mode()
+    def run(batch: np.ndarray) -> Sequence[Any]:
+        images = torch.from_numpy(batch).to(device)
+        pixels, limits, scale = inference_ops.preprocess(images, mean, std, *sizes)
+        width, height = (int(side) for side in limits[:2].tolist())
+        image_list = ImageList(pixels, [(height, width)] * len(batch))
+        features = model.backbone(pixels)
+        proposals, _ = model.rpn(image_list, features)
+        found, _ = model.roi_heads(features, proposals, image_list.image_sizes)
+        return (
+            [(one["boxes"] * scale).cpu().numpy() for one in found],
+            *([one[key].cpu().numpy() for one in found] for key in ("scores", "labels")),
+            [len(one["scores"]) for one in found],
+        )
+
+    return batch_predictor(run)
+
+
+def stock_autocast(dtype: torch.dtype) -> Callable[["FasterRCNN", Workshop], Predictor]:
+    """What most code does: autocast around the whole stock model."""
+
+    def build(model: "FasterRCNN", workshop: Workshop) -> Predictor:
+        predict = stock_predictor(model, workshop.device)
+
+        def predict_under_autocast(images: Sequence[np.ndarray]) -> list[Detections]:
+            with torch.autocast(workshop.device.type, dtype=dtype):
+                return predict(images)
+
+        return predict_under_autocast
+
+    return build
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What is added to the inference graph, which has folded norms and channels_last memory."""
+
+    dtype: torch.dtype = torch.float32
+    winograd: bool = False
+    compiled: bool = False
+    recorded: bool = False
+
+
+def graph(rung: Rung) -> Callable[["FasterRCNN", Workshop], Predictor]:
+    """The inference graph with what the rung adds."""
+
+    def build(model: "FasterRCNN", workshop: Workshop) -> Predictor:
+        device = workshop.device
+        on_cuda = device.type == "cuda"
+        if on_cuda and rung.dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(False):
+            raise VariantUnavailableError("this GPU has no bfloat16")
+        fold_batchnorm(model)
+        if rung.winograd:
+            use_winograd(model)
+        inference = InferenceGraph(model.to(memory_format=torch.channels_last))
+        if rung.dtype is not torch.float32:
+            replace_heavy_modules(inference, lambda module: InPrecision(module, rung.dtype))
+        if rung.compiled:
+            _compile(inference, workshop)
+        run = CudaGraphedInference(inference) if rung.recorded else inference
+        predict = _with_tf32(graph_predictor(run, device), device)
+        return _or_unavailable(predict) if rung.compiled else predict
+
+    return build
+
+
+def _compile(graph: InferenceGraph, workshop: Workshop) -> None:
+    """Compiles the parts without lists and waits. Each size of input is compiled on its own, then
+    once for all further ones."""
+    # Interrupted compilers leave half a library behind, which breaks the next run from a cache
+    # that is shared.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(workshop.folder / "inductor"))
+    is_cpu = workshop.device.type == "cpu"
+
+    def compiled(module: nn.Module) -> Any:
+        module.requires_grad_(False)  # constants can then be laid out for the processor
+        return torch.compile(module, options={"freezing": True} if is_cpu else {})
+
+    replace_heavy_modules(graph, compiled)
+
+
+def _or_unavailable(predict: Predictor) -> Predictor:
+    def predict_compiled(images: Sequence[np.ndarray]) -> list[Detections]:
+        try:
+            return predict(images)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise VariantUnavailableError(f"torch.compile failed ({reason})") from error
+
+    return predict_compiled

@@ -1,0 +1,133 @@
+"""The rungs that run the exported graph in another runtime: ONNX Runtime and OpenVINO."""
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common import onnx_graph
+from common.fastpath import fold_batchnorm
+from common.inference_graph import InferenceGraph, batch_predictor
+from common.models import Predictor
+from phase2_optimization.builders import VariantUnavailableError, Workshop
+
+if TYPE_CHECKING:
+    from torchvision.models.detection import FasterRCNN
+
+EXTRAS = "pip install -r requirements-extras.txt"
+
+
+def onnxruntime(model: "FasterRCNN", workshop: Workshop) -> Predictor:
+    """ONNX Runtime on the device asked for and no other: by itself it would fall back silently."""
+    _require("onnxruntime", "pip install -r requirements.txt")
+    import onnxruntime as ort
+
+    file = _exported(model, workshop.folder)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = workshop.threads
+    options.log_severity_level = 3
+    is_cuda = workshop.device.type == "cuda"
+    wanted = "CUDAExecutionProvider" if is_cuda else "CPUExecutionProvider"
+    if wanted not in ort.get_available_providers():
+        raise VariantUnavailableError(f"this onnxruntime has no {wanted}")
+    provider = (wanted, {"device_id": workshop.device.index or 0}) if is_cuda else wanted
+    session = ort.InferenceSession(str(file), options, providers=[provider])
+    if session.get_providers()[0] != wanted:
+        raise VariantUnavailableError(f"{wanted} cannot be used: ONNX Runtime fell back to the CPU")
+
+    def run(batch: np.ndarray) -> list[np.ndarray]:
+        return session.run(None, {onnx_graph.INPUT_NAME: batch})
+
+    return batch_predictor(run)
+
+
+def openvino(precision: str) -> Callable[["FasterRCNN", Workshop], Predictor]:
+    """OpenVINO on the CPU, computing in "f32" or "bf16"."""
+
+    def build(model: "FasterRCNN", workshop: Workshop) -> Predictor:
+        _require("openvino", EXTRAS)
+        import openvino
+
+        core = openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property(
+            "CPU", "OPTIMIZATION_CAPABILITIES"
+        ):
+            raise VariantUnavailableError("this processor has no bfloat16 instructions")
+        return _openvino_predictor(
+            core.read_model(str(_exported(model, workshop.folder))), precision, workshop
+        )
+
+    return build
+
+
+def openvino_int8(model: "FasterRCNN", workshop: Workshop) -> Predictor:
+    """Weights and activations of convolutions and matrix products in 8 bits, by NNCF's calibration
+    on training images (https://arxiv.org/abs/2002.08679)."""
+    _require("openvino", EXTRAS)
+    _require("nncf", EXTRAS)
+    import openvino
+
+    file = workshop.folder / "int8.xml"
+    core = openvino.Core()
+    if not file.exists():
+        logging.getLogger("nncf").setLevel(logging.ERROR)
+        import nncf
+
+        if not workshop.calibration:
+            raise VariantUnavailableError("no training images to calibrate on")
+        images = nncf.Dataset([image[None] for image in workshop.calibration])
+        quantised = nncf.quantize(
+            core.read_model(str(_exported(model, workshop.folder))),
+            images,
+            subset_size=len(workshop.calibration),
+            preset=nncf.QuantizationPreset.MIXED,  # ReLU's activations have no negative half
+        )
+        openvino.save_model(quantised, str(file))
+    return _openvino_predictor(core.read_model(str(file)), "f32", workshop)
+
+
+def _openvino_predictor(model: Any, precision: str, workshop: Workshop) -> Predictor:
+    import openvino
+
+    compiled = openvino.Core().compile_model(
+        model,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": workshop.threads,
+        },
+    )
+    request = compiled.create_infer_request()
+
+    def run(batch: np.ndarray) -> list[np.ndarray]:
+        outputs = request.infer({onnx_graph.INPUT_NAME: batch})
+        return [outputs[name] for name in onnx_graph.OUTPUT_NAMES]
+
+    return batch_predictor(run)
+
+
+def _exported(model: "FasterRCNN", folder: Path) -> Path:
+    """The model as ONNX, written by the first variant that asks."""
+    _require("onnx", "pip install -r requirements.txt")
+    _require("onnxscript", "pip install -r requirements.txt")
+    file = folder / "model.onnx"
+    if not file.exists():
+        fold_batchnorm(model)
+        onnx_graph.write_onnx(InferenceGraph(model.cpu()), file, {})
+    return file
+
+
+def _require(package: str, remedy: str) -> None:
+    if not is_installed(package):
+        raise VariantUnavailableError(f"{package} is not installed: {remedy}")
+
+
+def is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # made absent on purpose
+        return False
