@@ -1,4 +1,5 @@
-"""The picture of an inference benchmark: speed-ups with intervals, throughput, speed and mAP."""
+"""The picture of an inference benchmark: the ladder as a waterfall, speed against accuracy, and
+throughput by batch size."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,88 +13,142 @@ from matplotlib.axes import Axes
 
 from common import artifacts
 
-# Okabe & Ito (2008): told apart with every kind of colour vision; markers differ as well.
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# Okabe & Ito (2008): told apart with every kind of colour vision
+GAIN, LOSS, TOTAL, INVALID = "#0072B2", "#D55E00", "#000000", "#999999"
+LINES = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MAX_LINES = len(LINES)  # variants in the picture of throughput: the fastest ones
+
+Row = Mapping[str, Any]
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
-    """Draws the `results` of an inference_benchmark.json; invalid rows are hatched or hollow."""
+    """Draws the `results` of an inference_benchmark.json."""
     rows = [row for row in report["results"] if row["latency_ms"]]
-    names = list(dict.fromkeys(row["variant"] for row in rows))
-    style = {
-        name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)
-    }
-    figure, axes = plt.subplots(1, 3, figsize=(18, 5.5), gridspec_kw={"width_ratios": [1.25, 1, 1]})
+    batch_size = min(row["batch_size"] for row in rows)
+    first = [row for row in rows if row["batch_size"] == batch_size]
+    height = max(5.5, 1.5 + 0.42 * len(first))
+    figure, axes = plt.subplots(
+        1, 3, figsize=(19, height), gridspec_kw={"width_ratios": [1.5, 1.1, 0.9]}
+    )
     try:
-        _draw_speedups(axes[0], rows, report, style)
-        _draw_throughput(axes[1], rows, style)
-        _draw_speed_against_map(axes[2], rows, style)
-        handles, labels = axes[1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="lower center", ncols=min(4, len(labels)), frameon=False)
+        draw_waterfall(axes[0], first, report)
+        draw_pareto(axes[1], first)
+        _draw_throughput(axes[2], rows)
         machine = report["environment"]
-        width, height = report["image_size"]
+        width, tall = report["image_size"]
         figure.suptitle(
-            f"{report['architecture']}, {width}x{height} images, {machine['device']} "
+            f"{report['architecture']}, {width}x{tall} images, {machine['device']} "
             f"({machine['device_name']}), threads: {machine['threads']}, "
             f"torch {machine['packages']['torch']}",
             fontsize=11,
         )
-        figure.tight_layout(rect=(0, 0.04 + 0.045 * -(-len(labels) // 4), 1, 1))
+        figure.tight_layout()
         with artifacts.atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=110)
     finally:
         plt.close(figure)
 
 
-def _draw_speedups(
-    axis: Axes,
-    rows: Sequence[Mapping[str, Any]],
-    report: Mapping[str, Any],
-    style: Mapping[str, tuple[str, str]],
-) -> None:
-    """Bars at the smallest batch size that was compared, with the noise of equal arms behind."""
-    compared = [row for row in rows if row["speedup"]]
-    if not compared:
+def draw_waterfall(axis: Axes, rows: Sequence[Row], report: Mapping[str, Any]) -> None:
+    """Times as fast as the baseline, rung by rung: a bar begins where the rung below ends."""
+    ratio = {row["variant"]: row["speedup"]["ratio"] for row in rows if row["speedup"]}
+    shown = [row for row in rows if row["variant"] in ratio][::-1]
+    if not shown:
         axis.set_axis_off()
         return
-    batch_size = min(row["batch_size"] for row in compared)
-    bars = [row for row in compared if row["batch_size"] == batch_size][::-1]
-    for place, row in enumerate(bars):
-        ratio, (low, high) = row["speedup"]["ratio"], row["speedup"]["ci95"]
-        valid = row["status"] == "ok"
+    for place, row in enumerate(shown):
+        name, valid = row["variant"], row["status"] == "ok"
+        below = row["step"]["over"] if row.get("step") else None
+        start, end = ratio.get(below, 0.0), ratio[name]
+        colour = TOTAL if below is None else GAIN if end >= start else LOSS
         axis.barh(
             place,
-            ratio,
-            color=style[row["variant"]][0] if valid else "white",
-            edgecolor=style[row["variant"]][0],
+            end - start,
+            left=start,
+            height=0.62,
+            color=colour if valid else "white",
+            edgecolor=colour if valid else INVALID,
             hatch=None if valid else "//",
             alpha=0.85,
         )
-        axis.plot([low, high], [place, place], color="0.35", linewidth=3, solid_capstyle="butt")
-        text = f" {ratio:.2f}x" if valid else f" {ratio:.2f}x (invalid)"
-        axis.text(max(high, ratio), place, text, va="center", fontsize=9)
-    noise = report["noise"].get(str(batch_size))
+        low, high = row["speedup"]["ci95"]
+        axis.plot([low, high], [place, place], color="0.35", linewidth=2, solid_capstyle="butt")
+        note = "" if valid else " invalid"
+        axis.text(max(high, start, end), place, f"  {end:.2f}x{note}", va="center", fontsize=9)
+        if below in ratio:
+            places = [place, _place(shown, below)]
+            axis.plot([start] * 2, places, color="0.6", linewidth=0.8, zorder=0)
+    noise = report["noise"].get(str(rows[0]["batch_size"]))
     if noise:
         axis.axvspan(*noise["ci95"], color="0.85", zorder=0, label="noise (equal arms)")
         axis.legend(loc="lower right", fontsize=8, frameon=False)
-    axis.axvline(1, color="0.4", linewidth=1, linestyle="--")
-    axis.set_yticks(range(len(bars)), [row["variant"].replace("_", " ") for row in bars])
-    axis.set_xlim(0, 1.25 * max(row["speedup"]["ci95"][1] for row in bars))
-    axis.set_xlabel(f"times as fast as {report['baseline']} (95% interval)")
-    axis.set_title(f"Speed-up at batch size {batch_size}")
+    axis.set_yticks(range(len(shown)), [_label(row) for row in shown], fontsize=9)
+    axis.set_xlim(0, 1.2 * max(1.0, *(row["speedup"]["ci95"][1] for row in shown)))
+    axis.set_xlabel(f"times as fast as {report['baseline']} (line: 95% interval)")
+    axis.set_title(f"What each technique buys, batch size {rows[0]['batch_size']}")
 
 
-def _draw_throughput(
-    axis: Axes, rows: Sequence[Mapping[str, Any]], style: Mapping[str, tuple[str, str]]
-) -> None:
-    for name, (colour, marker) in style.items():
-        own = [row for row in rows if row["variant"] == name]
+def _place(shown: Sequence[Row], name: str) -> int:
+    return next(place for place, row in enumerate(shown) if row["variant"] == name)
+
+
+def _label(row: Row) -> str:
+    return row["variant"].replace("_", " ")
+
+
+def draw_pareto(axis: Axes, rows: Sequence[Row]) -> None:
+    """Speed against accuracy; the line joins those that no other beats in both."""
+    points = [
+        (row["throughput_img_s"], 100 * row["map"], row) for row in rows if row["map"] is not None
+    ]
+    if not points:
+        axis.set_axis_off()
+        return
+    front = pareto_front([(x, y) for x, y, row in points if row["status"] == "ok"])
+    axis.step(*zip(*front, strict=True), where="pre", color="0.6", linewidth=1, zorder=0)
+    labelled = set(front)
+    for x, y, row in points:
+        valid = row["status"] == "ok"
+        colour = GAIN if valid else INVALID
+        axis.scatter(x, y, s=50, facecolor=colour if valid else "none", edgecolor=colour, zorder=2)
+        if (x, y) in labelled:
+            place = {"xytext": (-6, 7), "textcoords": "offset points"}
+            axis.annotate(_label(row), (x, y), ha="right", fontsize=8, **place)
+    values = [y for _, y, _ in points]
+    middle, half = (max(values) + min(values)) / 2, max(1.0, 0.9 * (max(values) - min(values)))
+    axis.set_ylim(middle - half, middle + half)  # parts of a point should look like parts of one
+    axis.set_xlim(0, 1.08 * max(x for x, _, _ in points))
+    axis.set_xlabel("images per second")
+    axis.set_ylabel("mAP, points (IoU 0.50:0.95)")
+    axis.set_title("Speed against accuracy (hollow: invalid)")
+    axis.grid(alpha=0.3)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of (speed, accuracy) that no other is at least as good as in both, slowest first."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(set(points), reverse=True):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front[::-1]
+
+
+def _draw_throughput(axis: Axes, rows: Sequence[Row]) -> None:
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    best = {
+        name: max(row["throughput_img_s"] for row in rows if row["variant"] == name)
+        for name in names
+    }
+    fastest = sorted(names[1:], key=lambda name: -best[name])[: MAX_LINES - 1]
+    for index, name in enumerate([names[0], *fastest]):
+        own = sorted(
+            (row["batch_size"], row["throughput_img_s"]) for row in rows if row["variant"] == name
+        )
         axis.plot(
-            [row["batch_size"] for row in own],
-            [row["throughput_img_s"] for row in own],
-            color=colour,
-            marker=marker,
+            *zip(*own, strict=True),
+            color=LINES[index],
+            marker=MARKERS[index],
             label=name.replace("_", " "),
         )
     sizes = sorted({row["batch_size"] for row in rows})
@@ -103,35 +158,6 @@ def _draw_throughput(
     axis.set_ylim(bottom=0)
     axis.set_xlabel("batch size")
     axis.set_ylabel("images per second")
-    axis.set_title("Throughput")
-    axis.grid(alpha=0.3)
-
-
-def _draw_speed_against_map(
-    axis: Axes, rows: Sequence[Mapping[str, Any]], style: Mapping[str, tuple[str, str]]
-) -> None:
-    """Each variant at its fastest batch size; up and right is better."""
-    for name, (colour, marker) in style.items():
-        own = [row for row in rows if row["variant"] == name and row["map"] is not None]
-        if not own:
-            continue
-        best = max(own, key=lambda row: row["throughput_img_s"])
-        face = colour if best["status"] == "ok" else "none"
-        axis.scatter(
-            best["throughput_img_s"],
-            100 * best["map"],
-            s=90,
-            marker=marker,
-            facecolor=face,
-            edgecolor=colour,
-        )
-    maps = [100 * row["map"] for row in rows if row["map"] is not None]
-    if maps:  # a difference of parts of a point should look like one
-        middle = (max(maps) + min(maps)) / 2
-        half = max(1.0, (max(maps) - min(maps)) * 0.75)
-        axis.set_ylim(middle - half, middle + half)
-    axis.set_xlim(left=0)
-    axis.set_xlabel("images per second at its fastest batch size")
-    axis.set_ylabel("mAP, points (IoU 0.50:0.95)")
-    axis.set_title("Speed against accuracy (hollow: invalid)")
+    axis.set_title("Throughput of the fastest")
+    axis.legend(fontsize=8, frameon=False)
     axis.grid(alpha=0.3)
