@@ -29,6 +29,8 @@ PACKAGES = (
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
+    "nncf",
 )
 
 
@@ -83,6 +85,15 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def _cpu_features() -> list[str]:
+    """The processor's instructions that decide which precision is fast, as torch names them."""
+    import torch
+
+    # Older releases of torch do not tell what the processor can do.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return sorted(name for name, value in capabilities.items() if value is True)
+
+
 def describe(device: str) -> dict[str, Any]:
     """Versions and hardware, for the `environment` key of every report."""
     import torch
@@ -92,6 +103,7 @@ def describe(device: str) -> dict[str, Any]:
         "device_name": device_name(str(device)),
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
+        "cpu_features": _cpu_features(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),

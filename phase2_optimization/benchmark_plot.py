@@ -113,8 +113,14 @@ def draw_pareto(axis: Axes, rows: Sequence[Row]) -> None:
         colour = GAIN if valid else INVALID
         axis.scatter(x, y, s=50, facecolor=colour if valid else "none", edgecolor=colour, zorder=2)
         if (x, y) in labelled:
-            place = {"xytext": (-6, 7), "textcoords": "offset points"}
-            axis.annotate(_label(row), (x, y), ha="right", fontsize=8, **place)
+            axis.annotate(
+                _label(row),
+                (x, y),
+                xytext=(-6, 7),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+            )
     values = [y for _, y, _ in points]
     middle, half = (max(values) + min(values)) / 2, max(1.0, 0.9 * (max(values) - min(values)))
     axis.set_ylim(middle - half, middle + half)  # parts of a point should look like parts of one

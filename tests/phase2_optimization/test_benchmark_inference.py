@@ -31,6 +31,7 @@ EXACT_ON_CPU = [
     "batched_transform",
     "inference_graph",
     "winograd",
+    "convolved_linears",
 ]
 LEFT_OUT_ON_CPU = {"compiled": "add --compile", "bf16_compiled": "add --compile"}
 
