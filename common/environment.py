@@ -90,7 +90,7 @@ def _cpu_features() -> list[str]:
     import torch
 
     # Older releases of torch do not tell what the processor can do.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return sorted(name for name, value in capabilities.items() if value is True)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MIN_WARMUP, MAX_WARMUP = 2, 20  # rounds
 WARM_GAIN = 0.05  # an arm whose calls still get this much faster is not warm
-SLEPT_MS, SLEPT_FACTOR = 60e3, 10.0  # a call beyond its usual time by both: the machine slept
+SLEPT_MS, SLEPT_FACTOR = 60e3, 10.0  # a call over both this and so many usual ones: suspended
 PROC_MEMINFO = Path("/proc/meminfo")
 PROC_STATUS = Path("/proc/self/status")
 PROC_CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -124,13 +124,13 @@ def measure_interleaved(
 
 def _believable(rounds_ms: np.ndarray) -> np.ndarray:
     """bool [rounds] of milliseconds [rounds, arms]: no call of the round took a time it cannot have
-    taken. Any hiccup can be; nothing at all, or minutes beyond ten times the usual, cannot."""
-    forward = (rounds_ms > 0).all(axis=1)
+    taken. Any hiccup can be; nothing at all, or over a minute and ten times the usual, cannot."""
+    forward = np.all(rounds_ms > 0, axis=1)
     if not forward.any():
         return forward
     usual = np.quantile(rounds_ms[forward], 0.5, axis=0, method="lower")  # one of the times
-    longest = np.maximum(SLEPT_FACTOR * usual, SLEPT_MS + usual)
-    return forward & (rounds_ms <= longest).all(axis=1)
+    longest = np.maximum(SLEPT_FACTOR * usual, SLEPT_MS)
+    return forward & np.all(rounds_ms <= longest, axis=1)
 
 
 def _timed_ms(call: Callable[[], object], device: "torch.device") -> float:

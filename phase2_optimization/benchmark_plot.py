@@ -76,7 +76,7 @@ def draw_waterfall(axis: Axes, rows: Sequence[Row], report: Mapping[str, Any]) -
         axis.plot([low, high], [place, place], color="0.35", linewidth=2, solid_capstyle="butt")
         note = "" if valid else " invalid"
         axis.text(max(high, start, end), place, f"  {end:.2f}x{note}", va="center", fontsize=9)
-        if below in ratio:
+        if below is not None and below in ratio:
             places = [place, _place(shown, below)]
             axis.plot([start] * 2, places, color="0.6", linewidth=0.8, zorder=0)
     noise = report["noise"].get(str(rows[0]["batch_size"]))

@@ -1,11 +1,13 @@
-"""Hand-computed statistics, and a clock of plain numbers; simulations: test_comparison.py."""
+"""Hand-computed statistics, a clock of plain numbers, whole measurements on made-up machines."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 
 from common import timing
-from common.comparison import MIN_ROUNDS
+from common.comparison import MIN_ROUNDS, compare
 from common.timing import (
     MAX_WARMUP,
     MIN_WARMUP,
@@ -44,6 +46,12 @@ def test_summarise_matches_hand_computed_percentiles():
     # 1..11: rank of the p-th percentile is p/100 * 10, so p50 = 6, p90 = 10, p99 = 10.9
     summary = summarise(np.arange(1, 12))
     assert summary == pytest.approx({"p50": 6.0, "p90": 10.0, "p99": 10.9, "mean": 6.0})
+
+
+def test_an_outlier_shows_in_p99_and_not_in_p50():
+    # ranks as above; p99 lies nine tenths of the way from 10 to 1000
+    summary = summarise([*range(1, 11), 1000])
+    assert summary == pytest.approx({"p50": 6.0, "p90": 10.0, "p99": 901.0, "mean": 1055 / 11})
 
 
 def test_summarise_of_one_value_is_that_value():
@@ -172,21 +180,114 @@ def test_rounds_in_which_the_clock_goes_back_are_dropped_for_all_arms(clock, cap
     times = measure_interleaved(arms, rounds=6, warmup=0, device=CPU)
     assert times["a"].tolist() == [1000.0] * 5
     assert times["b"].tolist() == [2000.0] * 5
-    assert "clock went backwards in 1 round" in caplog.text
+    assert "1 of 6 rounds left out: the clock went back" in caplog.text
 
 
-def test_a_suspended_machine_is_an_outlier_and_no_more(clock):
-    slept = lasting(clock, [1.0, 1.0, 3600.0, 1.0])
+@pytest.mark.parametrize("place", [0, 1, 4, 8])
+def test_a_round_in_which_the_machine_slept_is_dropped_for_all_arms(clock, caplog, place):
+    slept = [1.0] * 9 + [1.0]
+    slept[place] += 3600.0
+    arms = {"a": lasting(clock, slept), "b": lasting(clock, np.arange(1.0, 11.0))}
+    times = measure_interleaved(arms, rounds=9, warmup=0, device=CPU)
+    assert times["a"].tolist() == [1000.0] * 8
+    assert times["b"].tolist() == [1000.0 * (n + 1) for n in range(9) if n != place]
+    assert "1 of 9 rounds left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("usual_s", "slow_s", "kept"),
+    [
+        (0.001, 59.0, 9),  # a minute of swapping: 59000 times the usual, and it happened
+        (0.001, 61.0, 8),
+        (30.0, 300.0, 9),  # ten times the usual
+        (30.0, 301.0, 8),
+    ],
+)
+def test_slow_calls_stay_unless_nothing_but_sleep_explains_them(clock, usual_s, slow_s, kept):
     times = measure_interleaved(
-        {"a": slept, "b": lasting(clock, [2.0])}, rounds=9, warmup=0, device=CPU
+        {"a": lasting(clock, [usual_s, slow_s, usual_s])}, rounds=9, warmup=0, device=CPU
     )
-    assert summarise(times["a"])["p50"] == 1000.0
-    assert ratio_with_ci(times["b"], times["a"])["ratio"] == pytest.approx(2.0)
+    assert len(times["a"]) == kept
+    assert summarise(times["a"])["p50"] == pytest.approx(1000 * usual_s)
+
+
+def test_of_two_rounds_the_one_with_the_sleep_is_dropped(clock):
+    arms = {"a": lasting(clock, [3600.0, 1.0])}
+    assert measure_interleaved(arms, rounds=2, warmup=0, device=CPU)["a"].tolist() == [1000.0]
+
+
+def test_dropped_rounds_take_nothing_from_the_budget_nor_from_its_least_rounds(clock):
+    slept = lasting(clock, [1.0, 3600.0, -2.0, 1.0])
+    times = measure_interleaved({"a": slept}, rounds=99, warmup=0, device=CPU, budget_s=20.0)
+    assert times["a"].tolist() == [1000.0] * 20
+    slept = lasting(clock, [1.0, 3600.0, -2.0, 1.0])
+    times = measure_interleaved({"a": slept}, rounds=99, warmup=0, device=CPU, budget_s=0.5)
+    assert times["a"].tolist() == [1000.0] * MIN_ROUNDS
 
 
 def test_a_clock_that_only_goes_back_leaves_no_times(clock):
     times = measure_interleaved({"a": lasting(clock, [-1.0])}, rounds=3, warmup=0, device=CPU)
     assert len(times["a"]) == 0
+
+
+# --- the whole path: clock, rounds, verdict ---------------------------------------------------
+
+
+def busy_spells(random):
+    """Another tenant doubles the time of some ten calls in a row, whichever arms they are of."""
+    busy = False
+    while True:
+        busy = random.random() >= 0.1 if busy else random.random() < 0.02
+        yield math.log(2) * busy
+
+
+def wandering_speed(random):
+    level = 0.0
+    while True:
+        level += random.normal(0, 0.01)
+        yield level
+
+
+def steps_of_speed(random):
+    """A governor that changes the speed by up to 30% now and then."""
+    level = 0.0
+    while True:
+        level = random.uniform(-0.3, 0.0) if random.random() < 0.03 else level
+        yield level
+
+
+MACHINES = [busy_spells, wandering_speed, steps_of_speed]
+
+
+def verdict_on(clock, machine, seed, rounds, speedup=1.0):
+    """Of a candidate beside the baseline and its second self, through `measure_interleaved`."""
+    random = np.random.default_rng(seed)
+    speed = machine(random)
+
+    def arm(seconds):
+        def call():
+            clock.now_s += seconds * math.exp(next(speed) + random.normal(0, 0.02))
+
+        return call
+
+    arms = {"baseline": arm(0.05), "again": arm(0.05), "candidate": arm(0.05 / speedup)}
+    times = measure_interleaved(arms, rounds=rounds, warmup=1, device=CPU, seed=seed)
+    return compare(times["baseline"], times["candidate"], times["again"]).verdict
+
+
+@pytest.mark.parametrize("rounds", [7, 20, 60])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_equal_arms_have_no_winner_on_a_machine_that_changes_from_call_to_call(
+    clock, machine, rounds
+):
+    found = [verdict_on(clock, machine, seed, rounds) for seed in range(100)]
+    assert found.count("within noise") >= 95
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_five_percent_are_found_on_it(clock, machine):
+    found = [verdict_on(clock, machine, seed, 60, speedup=1.05) for seed in range(100)]
+    assert found.count("faster") >= 95
 
 
 # --- memory -----------------------------------------------------------------------------------
