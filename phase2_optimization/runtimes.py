@@ -1,15 +1,16 @@
 """The rungs that run the exported graph in another runtime: ONNX Runtime and OpenVINO."""
 
+import contextlib
 import importlib.util
+import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from common import onnx_graph
-from common.fastpath import fold_batchnorm
 from common.inference_graph import InferenceGraph, batch_predictor
 from common.models import Predictor
 from phase2_optimization.builders import VariantUnavailableError, Workshop
@@ -17,6 +18,7 @@ from phase2_optimization.builders import VariantUnavailableError, Workshop
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
 
+QUANTISED_TYPES = {"Convolution", "GroupConvolution", "MatMul", "Constant", "Result", "Parameter"}
 EXTRAS = "pip install -r requirements-extras.txt"
 
 
@@ -73,20 +75,26 @@ def openvino_int8(model: "FasterRCNN", workshop: Workshop) -> Predictor:
     file = workshop.folder / "int8.xml"
     core = openvino.Core()
     if not file.exists():
-        logging.getLogger("nncf").setLevel(logging.ERROR)
-        import nncf
-
         if not workshop.calibration:
             raise VariantUnavailableError("no training images to calibrate on")
-        images = nncf.Dataset([image[None] for image in workshop.calibration])
-        quantised = nncf.quantize(
-            core.read_model(str(_exported(model, workshop.folder))),
-            images,
-            subset_size=len(workshop.calibration),
-            preset=nncf.QuantizationPreset.MIXED,  # ReLU's activations have no negative half
-        )
-        openvino.save_model(quantised, str(file))
+        exported = core.read_model(str(_exported(model, workshop.folder)))
+        openvino.save_model(_quantised(exported, workshop.calibration), str(file))
     return _openvino_predictor(core.read_model(str(file)), "f32", workshop)
+
+
+def _quantised(model: Any, calibration: Sequence[np.ndarray]) -> Any:
+    """8 bits hold activations, but not coordinates: all but the products stays in FP32."""
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    types = {operation.get_type_name() for operation in model.get_ops()}
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+        return nncf.quantize(
+            model,
+            nncf.Dataset([image[None] for image in calibration]),
+            subset_size=len(calibration),
+            ignored_scope=nncf.IgnoredScope(types=sorted(types - QUANTISED_TYPES), validate=False),
+        )
 
 
 def _openvino_predictor(model: Any, precision: str, workshop: Workshop) -> Predictor:
@@ -116,7 +124,6 @@ def _exported(model: "FasterRCNN", folder: Path) -> Path:
     _require("onnxscript", "pip install -r requirements.txt")
     file = folder / "model.onnx"
     if not file.exists():
-        fold_batchnorm(model)
         onnx_graph.write_onnx(InferenceGraph(model.cpu()), file, {})
     return file
 
