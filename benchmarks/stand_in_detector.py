@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 IMAGES = 12
 CLASSES = 90  # of COCO
+SCENES = 4  # that statistics are taken from
 BEST = 10  # detections of an image that become its annotations
 
 
@@ -42,9 +43,12 @@ def make_stand_in(
     import torch
     from torchvision.ops.misc import FrozenBatchNorm2d
 
-    from common.coco import training_split
+    from common.coco import read_image, training_split
     from tests.random_detectors import random_detector
 
+    split = training_split(data_path or paths.DEMO, "val")
+    halves = {"val": split.records[:images], "train": split.records[images : 2 * images]}
+    scenes = [read_image(r.path, (r.width, r.height)) for r in halves["val"]]
     min_size, max_size = models.SIZES[architecture]
     model = random_detector(
         architecture,
@@ -53,6 +57,7 @@ def make_stand_in(
         max_size=max_size,
         bounded=False,
         seed=seed,
+        scenes=scenes[:SCENES],
     )
     if architecture == "fasterrcnn_resnet50_fpn":  # as its pretrained weights come
         _freeze_norms_with_their_values(model, FrozenBatchNorm2d)
@@ -68,8 +73,6 @@ def make_stand_in(
         summary={"stand_in": True},
     )
     categories = [{"id": i, "name": name} for i, name in zip(ids, names, strict=True)]
-    split = training_split(data_path or paths.DEMO, "val")
-    halves = {"val": split.records[:images], "train": split.records[images : 2 * images]}
     predict = models.stock_predictor(model, torch.device("cpu"))
     for name, records in halves.items():
         content = _annotated(predict, name, records, output / "data" / "images")

@@ -6,6 +6,7 @@ heads are scaled until scores spread widely without saturating.
 """
 
 import contextlib
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -49,19 +50,22 @@ def random_detector(
     proposals: int | None = None,
     bounded: bool = True,
     seed: int = 0,
+    scenes: Sequence[np.ndarray] | None = None,
 ) -> FasterRCNN:
     """A detector with random weights in evaluation mode whose detections are varied.
 
     Args:
         proposals: lowers the number of proposals kept before and after NMS.
         bounded: adds a bound on the logits, which makes the model unlike its architecture.
+        scenes: pictures that the statistics and scales are taken from; made-up ones by default.
     """
     torch.manual_seed(seed)
     model = build_model(architecture, num_classes, min_size=min_size, max_size=max_size).eval()
     if proposals:
         model.rpn._pre_nms_top_n["testing"] = model.rpn._post_nms_top_n["testing"] = proposals
     rng = np.random.default_rng(seed)
-    scenes = [random_scene(rng, 192, 256) for _ in range(2)]
+    if scenes is None:
+        scenes = [random_scene(rng, 192, 256) for _ in range(2)]
     inputs = [torch.from_numpy(scene).permute(2, 0, 1) / 255 for scene in scenes]
     with _normalisation_from_data(model):
         model(inputs)
