@@ -18,7 +18,6 @@ from common.fastpath import fold_batchnorm
 from common.fastpath_boxes import cached_anchors, thresholded_first
 from common.fastpath_layers import fast_roi_pool
 from common.inference_graph import InferenceGraph, batch_predictor, graph_predictor
-from common.linear_as_convolution import convolve_linears
 from common.low_precision import InPrecision, replace_heavy_modules
 from common.models import Detections, Predictor, stock_predictor
 from common.winograd import use_winograd
@@ -156,7 +155,6 @@ class Rung:
 
     dtype: torch.dtype = torch.float32
     winograd: bool = False
-    convolved_linears: bool = False
     compiled: bool = False
     recorded: bool = False
 
@@ -172,8 +170,6 @@ def graph(rung: Rung) -> Callable[["FasterRCNN", Workshop], Predictor]:
         fold_batchnorm(model)
         if rung.winograd:
             use_winograd(model)
-        if rung.convolved_linears:
-            convolve_linears(model)
         inference = InferenceGraph(model.to(memory_format=torch.channels_last))
         if rung.dtype is not torch.float32:
             replace_heavy_modules(inference, lambda module: InPrecision(module, rung.dtype))

@@ -156,16 +156,10 @@ VARIANTS: dict[str, Variant] = {
         "inference_graph",
         devices=CPU,
     ),
-    "convolved_linears": Variant(
-        "fully connected layers computed as 1x1 convolutions, by oneDNN in place of MKL",
-        builders.graph(Rung(winograd=True, convolved_linears=True)),
-        "winograd",
-        devices=CPU,
-    ),
     "compiled": Variant(
         "backbone, RPN head and box head through torch.compile",
-        builders.graph(Rung(winograd=True, convolved_linears=True, compiled=True)),
-        "convolved_linears",
+        builders.graph(Rung(winograd=True, compiled=True)),
+        "winograd",
         devices=CPU,
         needs="compile",
     ),

@@ -31,7 +31,6 @@ EXACT_ON_CPU = [
     "batched_transform",
     "inference_graph",
     "winograd",
-    "convolved_linears",
 ]
 LEFT_OUT_ON_CPU = {"compiled": "add --compile", "bf16_compiled": "add --compile"}
 
