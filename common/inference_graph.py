@@ -200,7 +200,7 @@ class InferenceGraph(nn.Module):
         """
         logits, deltas = self.box_predictor(self.box_head(pooled))
         scores = logits.float().softmax(-1)[:, 1:]
-        deltas = deltas.float().reshape(len(scores), -1, 4)[:, 1:]
+        deltas = deltas.float().reshape(-1, scores.shape[1] + 1, 4)[:, 1:]
         boxes = clip(decode(deltas, rois[:, None], self.box_coder_weights), limits)
         usable = has_sides(boxes, MIN_DETECTION_SIDE) & (roi_scores >= 0)[:, None]
         return boxes, torch.where(usable, scores, ABSENT)

@@ -134,6 +134,7 @@ def _gain(row: Row, baseline: Row | None) -> tuple[str, ...]:
         *(number(dig(row, "latency_ms", key), 1) for key in ("p50", "p90", "p99")),
         number(dig(row, "throughput_img_s"), 1),
         "baseline" if row is baseline else interval(dig(row, "speedup")),
+        number(dig(row, "step", "ratio")),
         _verdict(row),
     )
 
@@ -158,7 +159,7 @@ def _cost(row: Row, baseline: Row | None) -> tuple[str, ...]:
 
 GAIN_COLUMNS = (
     *("What it buys", "p50 ms", "p90 ms", "p99 ms", "Images/s"),
-    *("Speed-up (95% interval)", "Verdict"),
+    *("Speed-up (95% interval)", "Over the rung below", "Verdict"),
 )
 COST_COLUMNS = (
     *("What it costs", "mAP", "mAP change", "Boxes that stayed", "Largest shift px"),

@@ -1,0 +1,91 @@
+"""Prints inference ladders side by side, from committed results of benchmark_inference.py.
+
+    python benchmarks/ladder_table.py                                  # what README_PHASE2.md shows
+    python benchmarks/ladder_table.py outputs/metrics/inference_benchmark.json     # your own run
+
+Each column is one report at its smallest batch size; figures are times as fast as stock torchvision
+in FP32 with the 95% interval. A test compares the page with what this script prints.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so `python benchmarks/ladder_table.py` finds common/
+
+from common import artifacts, cli
+
+RESULTS = ROOT / "benchmarks" / "results" / "cpu_avx2"
+
+
+def default_reports() -> list[Path]:
+    return sorted(RESULTS.glob("inference_benchmark_*.json"))
+
+
+def ladder_table(paths: Sequence[Path]) -> str:
+    """The Markdown table; every figure is read from the reports."""
+    reports = [artifacts.read_json(path) for path in paths]
+    variants = list(dict.fromkeys(r["variant"] for report in reports for r in report["results"]))
+    machine = reports[0]["environment"]
+    head = [
+        f"{machine['device_name']}, {machine['threads']} threads, {_features(machine)}, "
+        f"torch {machine['packages']['torch']}; printed by `python benchmarks/ladder_table.py`:",
+        "",
+        "| rung | " + " | ".join(_heading(report) for report in reports) + " |",
+        "|---" * (len(reports) + 1) + "|",
+    ]
+    rows = [
+        f"| `{variant}` | " + " | ".join(_cell(report, variant) for report in reports) + " |"
+        for variant in variants
+    ]
+    return "\n".join([*head, *rows])
+
+
+def _heading(report: dict[str, Any]) -> str:
+    width, height = report["image_size"]
+    name = report["architecture"].removeprefix("fasterrcnn_")
+    size = min(row["batch_size"] for row in report["results"])
+    return f"{name}, {width}x{height}, batch size {size}"
+
+
+def _features(machine: dict[str, Any]) -> str:
+    has = [name for name in ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+           if name in machine.get("cpu_features", ())]  # fmt: skip
+    return "+".join(has) or "no vector instructions known"
+
+
+def _cell(report: dict[str, Any], variant: str) -> str:
+    size = min(row["batch_size"] for row in report["results"])
+    row = next(
+        (r for r in report["results"] if (r["variant"], r["batch_size"]) == (variant, size)), None
+    )
+    if row is None:
+        return "–"
+    if row["latency_ms"] is None:
+        return row["status"].split(":")[0]
+    if row["verdict"] == "baseline":
+        return f"{row['latency_ms']['p50']:.0f} ms, map {row['map']:.3f}"
+    low, high = row["speedup"]["ci95"]
+    text = f"{row['speedup']['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+    if row["status"] != "ok":
+        return f"{text} invalid: map {row['map']:.3f}"
+    return text if row["verdict"] == "faster" else f"{text} {row['verdict']}"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("reports", nargs="*", type=Path, help="default: the committed ones")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    args.quiet = args.debug = False
+    return cli.run(lambda: cli.log.info(ladder_table(args.reports or default_reports())), args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
