@@ -7,15 +7,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
 
-from common import evaluation, timing
+from common import evaluation, onnx_graph, timing
 from common.cli import UserError
 from common.coco import load_split, read_image
 from common.models import Detections, load_model
-from phase2_optimization import batch_search, benchmark_inference, measuring, variants
+from phase2_optimization import batch_search, benchmark_inference, measuring, runtimes, variants
 from phase2_optimization.builders import Workshop
 from phase2_optimization.inputs import load_inputs
 from phase2_optimization.variants import BASELINE, VARIANTS, VariantUnavailableError
@@ -187,8 +188,48 @@ def test_nothing_on_cuda_is_held_to_exactness_as_tf32_is_on():
     assert int8.tolerance_on(CPU) is variants.QUANTISED
 
 
+def constant_detector(file: Path) -> None:
+    """An ONNX file with the inputs and outputs of an exported graph that always finds one box."""
+    names = dict(zip(onnx_graph.OUTPUT_NAMES, ([[[1, 2, 3, 4]]], [[0.5]], [[2]], [1]), strict=True))
+    kinds = {"boxes": np.float32, "scores": np.float32, "labels": np.int64, "num": np.int64}
+    nodes, outputs = [], []
+    for name, value in names.items():
+        array = np.array(value, kinds[name])
+        tensor = onnx.numpy_helper.from_array(array, f"{name}_value")
+        nodes.append(onnx.helper.make_node("Constant", [], [name], value=tensor))
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        outputs.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
+    images = onnx.helper.make_tensor_value_info(
+        onnx_graph.INPUT_NAME, onnx.TensorProto.UINT8, ["batch", "height", "width", 3]
+    )
+    graph = onnx.helper.make_graph(nodes, "constant", [images], outputs)
+    opset = onnx.helper.make_opsetid("", onnx_graph.DEFAULT_OPSET)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), file)
+
+
+def test_onnx_runtime_runs_the_exported_file_on_the_cpu(model_path, shop):
+    constant_detector(shop.folder / "model.onnx")  # what an earlier rung has exported
+    model = load_model(model_path, CPU).model
+    (found,) = VARIANTS["onnxruntime"].predictor(model, shop)([np.zeros((4, 6, 3), np.uint8)])
+    assert found.boxes_xyxy.tolist() == [[1, 2, 3, 4]]
+    assert found.scores.tolist() == [0.5]
+    assert found.labels.tolist() == [2]
+
+
+def test_onnx_runtime_never_takes_the_cpu_for_cuda(model_path, tmp_path, monkeypatch):
+    import onnxruntime
+
+    constant_detector(tmp_path / "model.onnx")
+    shop = Workshop(torch.device("cuda"), tmp_path, [], 1)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(VariantUnavailableError, match="no CUDAExecutionProvider"):
+        runtimes.onnxruntime(load_model(model_path, CPU).model, shop)
+
+
 @pytest.mark.slow
 def test_exported_graphs_find_the_baselines_boxes(model_path, data_path, tmp_path):
+    pytest.importorskip("openvino", reason="requirements-extras.txt is not installed")
+    pytest.importorskip("nncf", reason="requirements-extras.txt is not installed")
     model = load_model(model_path, CPU).model
     split = load_split(data_path, "val")
     images = [read_image(r.path, (r.width, r.height)) for r in split.records]
@@ -199,10 +240,8 @@ def test_exported_graphs_find_the_baselines_boxes(model_path, data_path, tmp_pat
     parity = evaluation.compare_detections(expected, found)
     assert parity["matched"] == 1.0
     assert parity["max_box_error_px"] < 1e-2
-    pytest.importorskip("openvino", reason="requirements-extras.txt is not installed")
     found = VARIANTS["openvino"].predictor(model, shop)(images[:1])
     assert evaluation.compare_detections(expected, found)["matched"] == 1.0
-    pytest.importorskip("nncf", reason="requirements-extras.txt is not installed")
     (found,) = VARIANTS["openvino_int8"].predictor(model, shop)(images[:1])
     assert len(found.scores) > 0
 
