@@ -1,135 +1,218 @@
-"""One arm of a precision comparison: a model, its optimizer and the steps it makes."""
+"""The precisions that are compared, and one arm of the comparison: a model and its steps."""
 
 import contextlib
 import copy
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
-from common import timing
-from common.coco import COCODataset, CocoSplit
-from common.fastpath import precision_safe_autocast
-from common.models import Predictor, stock_predictor
+from common.fastpath import fast_training, native_amp, normalise_batch, precision_safe_autocast
+from common.inference_graph import InferenceGraph, graph_predictor
+from common.models import Predictor
+from common.training_losses import training_losses
+from phase2_optimization.amp_batches import Batch, image_seeds
+from phase2_optimization.builders import tf32
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
 
-Batch = tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]
 MOMENTUM = 0.9
-MEMORY_STEPS = 2  # the second one has the optimizer's momentum in memory too
+NEEDS_AMPERE = "needs a CUDA GPU of compute capability 8.0 (Ampere) or newer"
 
 
-def precisions(device: torch.device) -> dict[str, torch.dtype]:
-    """The arms of a device, FP32 first and the usual AMP precision of the device second."""
-    arms = {"fp32": torch.float32}
-    if device.type == "cuda":
-        arms["amp_fp16"] = torch.float16
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            return arms
-    return {**arms, "amp_bf16": torch.bfloat16}
+@dataclass(frozen=True)
+class Precision:
+    """One way of computing a training step.
+
+    Attributes:
+        dtype: what the networks compute in; torch.float32 is no autocast at all.
+        tf32: whether FP32 products may round to TF32.
+        stock: torchvision's own training forward, the whole of it under autocast.
+        emulated: whether the processor lacks instructions for the dtype.
+        unavailable: why it cannot run on the device; "" where it can.
+    """
+
+    description: str
+    dtype: torch.dtype = torch.float32
+    tf32: bool = False
+    stock: bool = False
+    emulated: bool = False
+    unavailable: str = ""
 
 
-def training_batches(
-    split: CocoSplit, batch_size: int, count: int, device: torch.device, seed: int
-) -> list[Batch]:
-    """Seeded random batches as torchvision's detectors take them, decoded and on the device."""
-    dataset = COCODataset(split)
-    generator = torch.Generator().manual_seed(seed)
-    order: list[int] = []
-    while len(order) < batch_size * count:
-        order += torch.randperm(len(dataset), generator=generator).tolist()
-    batches = []
-    for start in range(0, batch_size * count, batch_size):
-        samples = [dataset[index] for index in order[start : start + batch_size]]
-        images = [image.as_subclass(torch.Tensor).to(device).float() / 255 for image, _ in samples]
-        targets = [
-            {key: target[key].as_subclass(torch.Tensor).to(device) for key in ("boxes", "labels")}
-            for _, target in samples
-        ]
-        batches.append((images, targets))
-    return batches
+def precisions(device: torch.device) -> dict[str, Precision]:
+    """Every precision by name, FP32 first, also those that cannot run on the device."""
+    on_cuda, on_cpu = device.type == "cuda", device.type == "cpu"
+    ampere = on_cuda and native_amp(device) == "bf16"
+    emulated = on_cpu and native_amp(device) != "bf16"
+    nowhere = "" if on_cuda or on_cpu else f"half precision needs a CUDA GPU or a CPU, not {device}"
+    cpu_has = "float16 with loss scaling needs a CUDA GPU; the half precision of CPUs is bfloat16"
+    return {
+        "fp32": Precision("strict FP32, TF32 off: the baseline"),
+        "tf32": Precision(
+            "FP32 whose matrix products and convolutions round to TF32",
+            tf32=True,
+            unavailable="" if ampere else NEEDS_AMPERE,
+        ),
+        "amp_fp16": Precision(
+            "networks in float16 with loss scaling, boxes and losses in FP32",
+            torch.float16,
+            unavailable="" if on_cuda else nowhere or cpu_has,
+        ),
+        "amp_bf16": Precision(
+            "networks in bfloat16, boxes and losses in FP32",
+            torch.bfloat16,
+            emulated=emulated,
+            unavailable=NEEDS_AMPERE if on_cuda and not ampere else nowhere,
+        ),
+        "amp_stock": Precision(
+            "torchvision's own training forward, autocast around the whole of it",
+            torch.float16 if on_cuda else torch.bfloat16,  # what autocast() takes by itself
+            stock=True,
+            emulated=emulated,
+            unavailable=nowhere,
+        ),
+    }
+
+
+def usual_amp(device: torch.device) -> str:
+    """The AMP precision that suits the device: what a training with `--amp auto` takes, but
+    bfloat16 also where a processor emulates it."""
+    return "amp_fp16" if native_amp(device) == "fp16" else "amp_bf16"
 
 
 class TrainingArm:
-    """A copy of a model that is trained in one precision.
+    """A copy of a model that is trained in one precision; `step` is for inside its `with` block.
+
+    A step is that of phase 1's training: copy to the device, normalise, forward with the fast
+    paths, backward, SGD; a step without a finite gradient changes nothing. Only under `stock` the
+    forward is torchvision's. Weights and gradients are FP32 in every precision (Micikevicius et
+    al. 2018, https://arxiv.org/abs/1710.03740).
 
     Args:
         model: copied, so every arm starts from the same weights.
         batches: gone through in order, again and again; the same for every arm.
-        dtype: torch.float32 for plain FP32; torch.bfloat16 or torch.float16 (with loss scaling,
-            Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740) for AMP.
         seed: of the random sampling of anchors and proposals in each step.
     """
 
     def __init__(
         self,
         model: "FasterRCNN",
+        precision: Precision,
         batches: Sequence[Batch],
-        dtype: torch.dtype,
         learning_rate: float,
         device: torch.device,
         seed: int,
     ):
-        self._batches, self._dtype, self._device, self._seed = batches, dtype, device, seed
-        self._model = copy.deepcopy(model).to(device).train()
-        self._optimizer = torch.optim.SGD(
-            [parameter for parameter in self._model.parameters() if parameter.requires_grad],
-            lr=learning_rate,
-            momentum=MOMENTUM,
-        )
-        self._scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-        self._losses: list[torch.Tensor] = []
-        self._scales: list[float] = []
+        self._precision, self._batches = precision, batches
+        self._device, self._seed = device, seed
+        layout = torch.contiguous_format if precision.stock else torch.channels_last
+        self._model = copy.deepcopy(model).to(device).to(memory_format=layout)
+        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
+        self._optimizer = _sgd(self._parameters, learning_rate, device)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype is torch.float16)
+        self._losses: list[Tensor] = []
+        self._made: list[Tensor] = []
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "TrainingArm":
+        self._model.train()
+        for module in self._model.modules():  # statistics of frozen layers stay as they are
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
+        if not self._precision.stock:
+            self._stack.enter_context(fast_training(self._model))
+            if self._precision.dtype is not torch.float32:
+                self._stack.enter_context(
+                    precision_safe_autocast(self._model, self._precision.dtype, self._device.type)
+                )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+        self._optimizer.zero_grad(set_to_none=True)
 
     def step(self) -> None:
-        """One training step on the next batch."""
+        """One training step on the next batch; waits for the device no more than phase 1 does."""
         number = len(self._losses)
-        torch.manual_seed(self._seed + number)  # every arm samples the same proposals
-        images, targets = self._batches[number % len(self._batches)]
-        with self._precision():
-            loss = torch.stack(list(self._model(images, targets).values())).sum()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._losses.append(loss.detach())  # reading it here would wait for the GPU
-        if self._scaler.is_enabled():
-            self._scales.append(self._scaler.get_scale())
+        batch = self._batches[number % len(self._batches)].to(self._device)
+        seeds = image_seeds(self._seed, number, len(batch.sizes))
+        with tf32(self._precision.tf32):
+            loss = self._loss(batch, seeds)
+            self._scaler.scale(loss).backward()
+        made = self._update(loss.detach())
+        self._optimizer.zero_grad(set_to_none=True)  # an arm that waits holds no gradients
+        self._losses.append(loss.detach())
+        self._made.append(made)
 
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        if self._dtype is torch.float32:
-            return contextlib.nullcontext()
-        return precision_safe_autocast(self._model, self._dtype, self._device.type)
+    def _loss(self, batch: Batch, seeds: Sequence[int]) -> Tensor:
+        if self._precision.stock:
+            torch.manual_seed(seeds[0])  # torchvision samples with the global generator
+            pictures = [
+                image[:, :height, :width].float() / 255
+                for image, (height, width) in zip(batch.images, batch.sizes, strict=True)
+            ]
+            with torch.autocast(self._device.type, dtype=self._precision.dtype):
+                return sum(self._model(pictures, batch.targets).values())
+        images = normalise_batch(self._model, batch.images, batch.sizes)
+        sums = training_losses(self._model, images, batch.sizes, batch.targets, seeds)
+        return torch.stack(list(sums.losses().values())).sum()
+
+    def _update(self, loss: Tensor) -> Tensor:
+        """Steps, unless the loss or a gradient is no number. Returns whether it did, on the
+        device."""
+        for parameter in self._parameters:
+            if parameter.grad is None:  # it had no part in the losses of this batch
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        is_finite = torch.isfinite(norm) & torch.isfinite(loss)
+        if self._scaler.is_enabled():
+            # The scaler looks at gradients only; an infinite loss can have finite ones.
+            gradients[0].add_(torch.where(torch.isfinite(loss), 0.0, torch.nan))
+            self._scaler.unscale_(self._optimizer)
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        elif self._optimizer.defaults["fused"]:
+            self._optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+            self._optimizer.step()
+        elif is_finite:
+            self._optimizer.step()
+        return is_finite
+
+    # --- what came out; reading it waits for the device -------------------------------------------
 
     def losses(self) -> list[float | None]:
-        """The loss of every step made; None where it was not finite."""
-        values = torch.stack(self._losses).tolist()
+        """The loss of every step; None where it was not finite."""
+        values = torch.stack(self._losses).float().tolist() if self._losses else []
         return [value if math.isfinite(value) else None for value in values]
 
-    def final_loss(self, count: int) -> float | None:
-        """Mean loss of the last `count` steps, None when one of them was not finite."""
-        last = self.losses()[-count:]
-        return None if None in last else sum(last) / len(last)  # type: ignore[arg-type]
-
     def skipped_steps(self) -> int:
-        """Steps the loss scaling left out because a float16 gradient overflowed: the scale fell."""
-        return sum(later < earlier for earlier, later in itertools.pairwise(self._scales))
+        """Steps that changed nothing, mostly because a scaled float16 gradient overflowed."""
+        return len(self._made) - int(torch.stack(self._made).sum()) if self._made else 0
 
     def predictor(self) -> Predictor:
         """FP32 inference with the trained weights, so that all arms are judged alike."""
-        return stock_predictor(self._model.eval(), self._device)
+        return graph_predictor(InferenceGraph(self._model), self._device)
 
 
-def peak_memory(
-    make_arm: Callable[[torch.dtype], TrainingArm], dtype: torch.dtype, device: torch.device
-) -> timing.PeakMemory:
-    """The peak memory of an arm's first steps, with no other arm in memory."""
-    timing.release_free_memory(device)
-    with timing.PeakMemory(device) as memory:
-        arm = make_arm(dtype)
-        for _ in range(MEMORY_STEPS):
-            arm.step()
-    return memory
+def _sgd(
+    parameters: list[nn.Parameter], learning_rate: float, device: torch.device
+) -> torch.optim.Optimizer:
+    """SGD with its momentum made at once: a first step that is skipped would leave it undefined,
+    and the first step's peak memory would lack it."""
+    fused = device.type in ("cpu", "cuda")
+    sgd = torch.optim.SGD(parameters, lr=learning_rate, momentum=MOMENTUM, fused=fused)
+    for parameter in parameters:
+        sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd

@@ -1,159 +1,306 @@
-"""The precision comparison on a tiny model, and how its result is put into words."""
+"""The precision comparison as a command: its report on a tiny model, its guards, how it fails."""
 
 import json
+import signal
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from common.coco import load_split
-from common.models import load_model
-from phase2_optimization import mixed_precision
-from phase2_optimization.amp_arm import TrainingArm, precisions, training_batches
+from common import timing
+from phase2_optimization import amp_comparison, amp_plot, mixed_precision
+from phase2_optimization.amp_arm import Precision, TrainingArm
 
-CPU = torch.device("cpu")
+ARMS = ["fp32", "tf32", "amp_fp16", "amp_bf16", "amp_stock"]
+STAND_INS = {  # FP32 under AMP's name: the faults of an arm do not need bfloat16 to be slow
+    "fp32": Precision("the baseline"),
+    "amp_bf16": Precision("stands in for bfloat16", tf32=True),
+}
+
+
+def read(output) -> dict | None:
+    report = output / "amp_comparison.json"
+    return json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
+
+
+def by_name(report: dict) -> dict[str, dict]:
+    return {arm["name"]: arm for arm in report["arms"]}
 
 
 @pytest.fixture(scope="module")
 def compared(model_path, data_path, tmp_path_factory):
+    """All arms, from a negative seed on, without seaborn and without a display."""
     output = tmp_path_factory.mktemp("amp")
-    status = mixed_precision.main(
-        f"--model-path {model_path} --data-path {data_path} --output {output} --device cpu "
-        "--steps 3 --batch-size 2 --max-images 2".split()
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "seaborn", None)
+        patch.delenv("DISPLAY", raising=False)
+        patch.setattr(amp_comparison, "INFERENCE_ROUNDS", 2)
+        patch.setattr(timing, "release_free_memory", lambda device: None)  # takes long in a test
+        status = mixed_precision.main(
+            f"--model-path {model_path} --data-path {data_path} --output {output} --device cpu "
+            "--steps 1 --batch-size 2 --max-images 2 --seeds 2 --seed -1".split()
+        )
     assert status == 0
     return output
 
 
-def test_report_keeps_the_contract(compared):
-    report = json.loads((compared / "amp_comparison.json").read_text(encoding="utf-8"))
+@pytest.fixture
+def run(model_path, data_path, tmp_path, monkeypatch):
+    """Runs the command on two quick arms; returns its exit status and the report, if any."""
+    monkeypatch.setattr(amp_comparison, "precisions", lambda device: dict(STAND_INS))
+    monkeypatch.setattr(amp_comparison.AmpComparison, "time_inference", lambda self: None)
+    monkeypatch.setattr(amp_plot, "draw", lambda report, path: None)
+    monkeypatch.setattr(timing, "release_free_memory", lambda device: None)  # a garbage collection
+
+    def run_command(*extra: str) -> tuple[int, dict | None]:
+        common = f"--model-path {model_path} --data-path {data_path} --output {tmp_path}"
+        small = "--device cpu --steps 2 --batch-size 2 --max-images 1 --seeds 1"
+        status = mixed_precision.main([*common.split(), *small.split(), *extra])
+        return status, read(tmp_path)
+
+    return run_command
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Calls `change(number)` in each step of one arm (AMP's, if not said), counted from 1."""
+    step = TrainingArm.step
+
+    def spoil_arm(change, *, amp: bool = True) -> None:
+        made = []
+
+        def spoilt(self) -> None:
+            if self._precision.tf32 is amp:
+                made.append(1)
+                change(len(made))
+            step(self)
+
+        monkeypatch.setattr(TrainingArm, "step", spoilt)
+
+    return spoil_arm
+
+
+# --- the report -------------------------------------------------------------------------------
+
+
+def test_every_arm_has_a_row_with_the_keys_of_the_contract(compared):
+    report = read(compared)
     assert report["schema"] == "amp_comparison/1"
-    assert [arm["name"] for arm in report["arms"]] == ["fp32", "amp_bf16"]
-    for arm in report["arms"]:
-        assert {"p50", "p90", "p99"} <= set(arm["step_ms"])
-        assert arm["peak_memory_mib"] > 10
-        assert 0 <= arm["map_50"] <= 1
-        assert arm["final_loss"] == pytest.approx(np.mean(arm["loss"][-5:]))
-        assert len(arm["loss"]) == report["steps"] == 3 + mixed_precision.WARMUP_STEPS
-    low, high = report["speedup"]["ci95"]
-    assert low <= report["speedup"]["ratio"] <= high
+    assert report["complete"] is True
     assert report["tf32"] is False
-    assert "too few" in report["reading"]
+    assert report["seeds"] == [-1, 0]
+    assert (report["steps"], report["timed_steps"]) == (2, 1)
+    arms = by_name(report)
+    assert list(arms) == ARMS
+    for name in ("fp32", "amp_bf16", "amp_stock"):
+        arm = arms[name]
+        assert arm["status"] == "ok"
+        assert set(arm["step_ms"]) == {"p50", "p90", "p99", "mean"}
+        assert len(arm["step_times_ms"]) == 1
+        assert arm["peak_memory_mib"] > 10
+        assert 0 <= arm["map"] <= arm["map_50"] <= 1
+        assert [run["seed"] for run in arm["runs"]] == [-1, 0]
+        for of_seed in arm["runs"]:
+            assert len(of_seed["loss"]) == 2
+            assert of_seed["final_loss"] == pytest.approx(np.mean(of_seed["loss"]))
+        assert arm["final_loss"] == pytest.approx(np.mean([r["final_loss"] for r in arm["runs"]]))
+        low, high = arm["speedup"]["ci95"]
+        assert low <= arm["speedup"]["ratio"] <= high
+        assert arm["speedup"]["noise"] is not None
+    assert report["speedup"] == arms["amp_bf16"]["speedup"]
 
 
-def test_both_arms_start_alike_and_stay_close(compared):
-    report = json.loads((compared / "amp_comparison.json").read_text(encoding="utf-8"))
-    fp32, amp = (np.array(arm["loss"]) for arm in report["arms"])
-    assert not np.array_equal(fp32, amp)  # the precision did change
-    np.testing.assert_allclose(amp[0], fp32[0], rtol=0.02)
-    np.testing.assert_allclose(amp, fp32, rtol=0.5)  # steps on noise drift apart
+def test_an_arm_that_cannot_run_says_why_and_has_no_numbers(compared):
+    arms = by_name(read(compared))
+    assert "needs a CUDA GPU of compute capability 8.0" in arms["tf32"]["status"]
+    assert arms["amp_fp16"]["status"].startswith("unavailable: float16 with loss scaling needs")
+    for name in ("tf32", "amp_fp16"):
+        assert arms[name]["speedup"]["ratio"] is None
+        assert arms[name]["step_ms"] is arms[name]["final_loss"] is arms[name]["map_50"] is None
 
 
-def test_picture_is_a_png_of_three_panels(compared):
+def test_arms_stay_close_and_seeds_differ(compared):
+    arms = by_name(read(compared))
+    for fp32, amp in zip(arms["fp32"]["runs"], arms["amp_bf16"]["runs"], strict=True):
+        assert fp32["loss"] != amp["loss"]  # the precision did change
+        np.testing.assert_allclose(amp["loss"], fp32["loss"], rtol=0.5)  # steps on noise
+    first, second = (run["loss"] for run in arms["fp32"]["runs"])
+    assert first[0] != second[0]
+
+
+def test_too_few_steps_and_inference_are_read_as_such(compared):
+    report = read(compared)
+    assert "one timed step cannot tell training speeds apart" in report["reading"]
+    assert report["limits"].startswith("2 steps show whether")
+    assert report["inference"]["batch_size"] == 1
+    assert set(report["inference"]["latency_ms"]) == {"fp32", "amp_bf16"}
+    assert report["inference"]["iterations"] == 2
+    assert "Inference, one image at a time: too few were timed" in report["reading"]
+
+
+def test_the_figure_needs_neither_seaborn_nor_a_display(compared):
     with Image.open(compared / "optimization_comparison.png") as picture:
         picture.load()
         assert picture.format == "PNG"
-        assert picture.width > 2 * picture.height
+        assert picture.width > 1000
 
 
-@pytest.fixture
-def model(model_path):
-    return load_model(model_path, CPU).model
+def test_by_default_emulated_arms_are_spared(run, monkeypatch):
+    """FP32 has three seeds, AMP the first of them, and autocast around everything none."""
+    emulated = Precision("emulated", tf32=True, emulated=True)
+    stock = Precision("around everything", stock=True, emulated=True)
+    arms = {"fp32": STAND_INS["fp32"], "amp_bf16": emulated, "amp_stock": stock}
+    monkeypatch.setattr(amp_comparison, "precisions", lambda device: arms)
+    build = mixed_precision.build_parser
+    monkeypatch.setattr(mixed_precision, "build_parser", lambda: _without_seeds(build()))
+    status, report = run()
+    arms = by_name(report)
+    assert status == 0
+    assert [len(arm["runs"]) for arm in arms.values()] == [3, 1, 0]
+    assert arms["amp_stock"]["status"].startswith("skipped: bfloat16 is emulated")
+    assert arms["amp_bf16"]["against_fp32"]["final_loss"]["seeds"] == 1
 
 
-@pytest.fixture
-def arms(model, data_path):
-    batches = training_batches(load_split(data_path, "train"), 2, 3, CPU, seed=0)
-    return lambda dtype: TrainingArm(model, batches, dtype, 1e-3, CPU, seed=0)
+def _without_seeds(parser):
+    parse = parser.parse_args
+
+    def parse_args(argv):
+        args = parse(argv)
+        args.seeds = None
+        return args
+
+    parser.parse_args = parse_args
+    return parser
 
 
-def test_equal_arms_make_equal_steps_even_when_taking_turns(arms):
-    first, second = arms(torch.float32), arms(torch.float32)
-    for _ in range(3):
-        first.step()
-        torch.rand(7)  # whatever else draws random numbers in between
-        second.step()
-    assert first.losses() == second.losses()
-    assert first.final_loss(2) == pytest.approx(sum(first.losses()[-2:]) / 2)
-    assert first.skipped_steps() == 0
+# --- guards -----------------------------------------------------------------------------------
 
 
-def test_an_arm_trains_a_copy_of_its_model(arms, model):
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    arm = arms(torch.bfloat16)
-    arm.step()
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    trained = arm._model.state_dict()
-    assert any(not torch.equal(before[key], value) for key, value in trained.items())
+def test_a_loss_that_is_no_number_makes_the_arm_invalid_and_the_report_stays_json(run, monkeypatch):
+    loss = TrainingArm._loss
+
+    def spoilt(self, batch, seeds):
+        value = loss(self, batch, seeds)
+        return value * torch.nan if self._precision.tf32 and len(self._losses) == 1 else value
+
+    monkeypatch.setattr(TrainingArm, "_loss", spoilt)
+    status, report = run()
+    amp = by_name(report)["amp_bf16"]
+    assert status == 0
+    assert amp["status"] == (
+        "invalid: the loss was no finite number at 1 of 3 steps of seed 0, first at step 2"
+    )
+    assert amp["final_loss"] is None
+    assert amp["skipped_steps"] == 1
+    assert by_name(report)["fp32"]["status"] == "ok"
+    assert "worth nothing: it is invalid" in report["reading"]
 
 
-def test_amp_keeps_weights_and_gradients_in_fp32(arms):
-    arm = arms(torch.bfloat16)
-    arm.step()
-    gradients = [p.grad for p in arm._model.parameters() if p.grad is not None]
-    assert gradients
-    assert all(g.dtype is torch.float32 and torch.isfinite(g).all() for g in gradients)
+def test_out_of_memory_in_an_arm_is_a_row_and_the_others_go_on(run, spoil):
+    def fail(number):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    spoil(fail)
+    status, report = run()
+    arms = by_name(report)
+    assert status == 0
+    assert arms["amp_bf16"]["status"] == "oom"
+    assert arms["amp_bf16"]["step_ms"] is report["speedup"]["ratio"] is None
+    assert arms["fp32"]["status"] == "ok"
+    assert arms["fp32"]["step_ms"]["p50"] > 0
+    assert "amp_bf16 was not compared with fp32: oom" in report["reading"]
 
 
-def test_batches_repeat_with_their_seed_and_use_every_image_first(data_path):
-    split = load_split(data_path, "train")
-    batches = training_batches(split, 2, 3, CPU, seed=4)
-    again = training_batches(split, 2, 3, CPU, seed=4)
-    seen = set()
-    for (images, targets), (same_images, _) in zip(batches, again, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(images, same_images, strict=True))
-        seen |= {image.sum().item() for image in images}
-        assert all(image.min() >= 0 and image.max() <= 1 for image in images)
-        assert all(type(target["boxes"]) is torch.Tensor for target in targets)
-    assert len(seen) == len(split.records) == 6
+def test_out_of_memory_while_timing_starts_again_without_the_arm(run, spoil):
+    def fail_late(number):
+        if number == 3:  # its memory was seen, and its warm-up step fits
+            raise MemoryError
+
+    spoil(fail_late)
+    status, report = run()
+    arms = by_name(report)
+    assert status == 0
+    assert arms["amp_bf16"]["status"] == "oom"
+    assert arms["amp_bf16"]["step_times_ms"] == []
+    assert len(arms["fp32"]["step_times_ms"]) == 2
 
 
-def test_cpu_compares_fp32_with_bfloat16():
-    assert precisions(CPU) == {"fp32": torch.float32, "amp_bf16": torch.bfloat16}
+def test_fp32_that_does_not_fit_is_told_to_the_user(run, spoil, capsys):
+    def fail(number):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    spoil(fail, amp=False)
+    assert run() == (2, None)
+    error = capsys.readouterr().err
+    assert error.startswith("error: --batch-size 2: the FP32 training does not fit")
+    assert "use a smaller --batch-size" in error
+    assert error.count("\n") == 1
 
 
-def _report(low: float, ratio: float, high: float, timed_steps: int = 20) -> dict:
-    arms = [
-        {"name": "fp32", "peak_memory_mib": 1000.0, "map_50": 0.80, "final_loss": 0.5},
-        {"name": "amp_bf16", "peak_memory_mib": 900.0, "map_50": 0.79, "final_loss": 0.5},
-    ]
-    return {
-        "arms": arms,
-        "speedup": {"ratio": ratio, "ci95": [low, high]},
-        "timed_steps": timed_steps,
-        "steps": timed_steps + 2,
-        "memory_kind": "peak",
-        "evaluated_images": 60,
-    }
+def test_a_bug_is_not_taken_for_a_lack_of_memory(run, spoil, capsys):
+    def fail(number):
+        raise RuntimeError("expected scalar type Float")
+
+    spoil(fail)
+    assert run() == (1, None)
+    assert "expected scalar type Float" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_keeps_its_times_and_says_so(run, spoil, monkeypatch, number, status):
+    monkeypatch.setattr(amp_comparison, "MIN_ROUNDS", 1)  # each step is a part of its own
+
+    def stop(step):
+        if step == 4:  # one for the memory, one to warm up, one timed
+            signal.raise_signal(number)
+
+    spoil(stop)
+    ended, report = run()
+    arms = by_name(report)
+    assert ended == status
+    assert report["complete"] is False
+    assert {len(arm["step_times_ms"]) for arm in arms.values()} == {report["timed_steps"]} == {1}
+    assert arms["amp_bf16"]["speedup"]["verdict"] == "too few rounds to tell"
+    assert arms["amp_bf16"]["status"].startswith("stopped")
+    assert arms["amp_bf16"]["map_50"] is None
+
+
+def test_a_run_stopped_before_it_has_times_leaves_an_older_report(run, spoil, tmp_path):
+    (tmp_path / "amp_comparison.json").write_text('{"older": 1}', encoding="utf-8")
+
+    def stop(step):
+        raise KeyboardInterrupt
+
+    spoil(stop)
+    assert run() == (130, {"older": 1})
+
+
+# --- what the user can get wrong --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("interval", "words"),
+    "arguments",
     [
-        ((1.3, 1.4, 1.5), "trains 1.40x as fast as FP32 [1.30, 1.50]"),
-        ((0.6, 0.7, 0.8), "slower than FP32 on this machine: 0.70x"),
-        ((0.9, 1.1, 1.2), "no difference in speed can be told"),
+        ["--steps", "0"],
+        ["--steps", "-1"],
+        ["--steps", "1.5"],
+        ["--batch-size", "0"],
+        ["--seeds", "0"],
+        ["--seeds", "many"],
+        ["--learning-rate", "nan"],
+        ["--lr", "0"],
+        ["--max-images", "-3"],
+        ["--step", "3"],
     ],
+    ids=" ".join,
 )
-def test_reading_claims_no_more_than_the_interval(interval, words):
-    reading = mixed_precision.read_result(_report(*interval))
-    assert words in reading
-    assert "-10%" in reading
-    assert "-1.0 points" in reading
-
-
-def test_reading_says_when_the_loss_broke_down():
-    report = _report(1.3, 1.4, 1.5)
-    report["arms"][1]["final_loss"] = None
-    assert "did not stay finite" in mixed_precision.read_result(report)
-
-
-def test_plot_takes_lists_of_unequal_length(tmp_path):
-    path = tmp_path / "new" / "picture.png"
-    mixed_precision.plot_optimization_results([10.0, 11.0, 12.0], [5.0, 6.0], path)
-    with Image.open(path) as picture:
-        picture.verify()
+def test_bad_options_end_in_one_line(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        mixed_precision.main(arguments)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -161,3 +308,27 @@ def test_the_command_refuses_a_missing_gpu(tmp_path, capsys):
     assert mixed_precision.main(["--device", "cuda", "--output", str(tmp_path)]) == 2
     assert "no CUDA device found" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+# --- on a GPU ---------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_every_arm_of_a_gpu_trains(model_path, data_path, tmp_path):
+    status = mixed_precision.main(
+        f"--model-path {model_path} --data-path {data_path} --output {tmp_path} --device cuda "
+        "--steps 7 --batch-size 2 --max-images 2 --seeds 2".split()
+    )
+    arms = by_name(read(tmp_path))
+    assert status == 0
+    assert arms["amp_fp16"]["status"] == arms["amp_stock"]["status"] == "ok"
+    ampere = torch.cuda.get_device_capability() >= (8, 0)
+    for name in ("tf32", "amp_bf16"):
+        assert (arms[name]["status"] == "ok") is ampere
+    first = arms["fp32"]["runs"][0]["loss"][0]
+    for name in ("amp_fp16", "tf32", "amp_bf16"):
+        if arms[name]["runs"]:
+            assert arms[name]["runs"][0]["loss"][0] == pytest.approx(first, rel=0.02)
+            assert arms[name]["runs"][0]["loss"][0] != first or name == "tf32"
+    assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is False
