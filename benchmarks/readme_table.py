@@ -25,17 +25,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "demo_cpu"
 def results_table(results: Path) -> str:
     """The Markdown table; every figure is read from a JSON in `results`."""
     training = artifacts.read_json(results / "training.json")
-    benchmark = artifacts.read_json(results / "inference_benchmark.json")
     amp = artifacts.read_json(results / "amp_comparison.json")
     tracking = artifacts.read_json(results / "tracking_eval.json")["combined"]
     formats = {row["name"]: row for row in artifacts.read_json(results / "export.json")["formats"]}
-    fastest = benchmark["fastest_variant"]
-    row = _fastest_row(benchmark)
-    baseline = next(
-        r
-        for r in benchmark["results"]
-        if r["variant"] == "eager_fp32" and r["batch_size"] == row["batch_size"]
-    )
     best, images = training["best"], training["images"]
     lines = [
         ("Training", f"{images['train']} images, {len(training['epochs'])} epochs",
@@ -44,11 +36,6 @@ def results_table(results: Path) -> str:
          f"map_50 {best['map_50']:.3f}, map {best['map']:.3f}"),
         ("Training in half precision", "one step against FP32", _ratio(amp["speedup"])),
         *_training_rows(results),
-        ("Inference, stock torchvision FP32", f"batch size {row['batch_size']}",
-         f"{baseline['throughput_img_s']:.1f} images/s"),
-        (f"Inference, `{fastest}`", f"batch size {row['batch_size']}",
-         f"{row['throughput_img_s']:.1f} images/s, {_ratio(row['speedup'])}, "
-         f"map {row['map'] - baseline['map']:+.4f}"),
         ("Tracking", "demo video",
          f"IDF1 {tracking['idf1']:.3f}, MOTA {tracking['mota']:.3f}, HOTA {tracking['hota']:.3f}"),
     ]  # fmt: skip
@@ -87,11 +74,6 @@ def _training_rows(results: Path) -> list[tuple[str, str, str]]:
              _ratio(best["speedup"]))
         )  # fmt: skip
     return rows
-
-
-def _fastest_row(benchmark: dict[str, Any]) -> dict[str, Any]:
-    rows = [r for r in benchmark["results"] if r["variant"] == benchmark["fastest_variant"]]
-    return max(rows, key=lambda row: row["throughput_img_s"] or 0)
 
 
 def _ratio(speedup: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from benchmarks.ladder_table import default_reports, ladder_table
 from benchmarks.readme_table import RESULTS, results_table
 from common.paths import ROOT
 
@@ -12,6 +13,13 @@ GUIDES = [ROOT / "README.md", *sorted(ROOT.glob("phase*/README_*.md"))]
 
 def test_the_results_table_is_what_the_script_prints():
     assert results_table(RESULTS) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", ["README.md", "phase2_optimization/README_PHASE2.md"])
+def test_the_ladder_is_what_the_script_prints(page):
+    table = ladder_table(default_reports())
+    assert "resnet50_fpn" in table
+    assert table in (ROOT / page).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
