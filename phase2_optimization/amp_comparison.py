@@ -16,6 +16,7 @@ from common.cli import UserError, log
 from common.coco import CocoSplit, read_image
 from common.comparison import MIN_ROUNDS
 from common.fastpath import precision_safe_autocast
+from common.gpu_state import gpu_state
 from common.inference_graph import InferenceGraph, graph_predictor
 from phase2_optimization.amp_arm import Precision, TrainingArm, precisions, usual_amp
 from phase2_optimization.amp_batches import Batch, training_batches
@@ -82,6 +83,7 @@ class AmpComparison:
         again_ms: the times of FP32's second arm, which tells the noise.
         inference: of one image at a time, {} before `time_inference`.
         usual_amp: the name of the AMP precision that suits the device.
+        gpu_before: the GPU's state at the start, None where there is none.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class AmpComparison:
         self.inference: dict[str, Any] = {}
         self.usual_amp = usual_amp(device)
         self.memory_kind = ""
+        self.gpu_before = gpu_state(device)
         self._model, self._train = model, train
         for record in self.records.values():
             if record.precision.unavailable:
@@ -117,7 +120,13 @@ class AmpComparison:
         Raises:
             UserError: FP32 does not fit.
         """
-        largest = max(self._batches(self.settings.seeds[0]), key=lambda b: b.images.numel())
+        steps, batch_size, seeds = (
+            self.settings.steps,
+            self.settings.batch_size,
+            self.settings.seeds,
+        )
+        log.info("%d timed steps at batch size %d, %d seeds", steps, batch_size, len(seeds))
+        largest = max(self._batches(seeds[0]), key=lambda b: b.images.numel())
         for name, record in self.records.items():
             if record.failure:
                 log.info("%-10s%s", name, record.failure)

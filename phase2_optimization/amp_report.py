@@ -8,6 +8,7 @@ from scipy.special import stdtrit
 
 from common import timing
 from common.comparison import compare
+from common.gpu_state import gpu_state, warnings_from
 from phase2_optimization.amp_reading import read_result
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def results(comparison: "AmpComparison") -> dict[str, Any]:
     settings, records = comparison.settings, comparison.records
     rows = [_row(name, record, comparison) for name, record in records.items()]
     steps = settings.steps + comparison.warmup_steps
+    before, after = comparison.gpu_before, gpu_state(comparison.device)
     report = {
         "steps": steps,
         "timed_steps": len(records["fp32"].step_ms),
@@ -42,6 +44,8 @@ def results(comparison: "AmpComparison") -> dict[str, Any]:
         "arms": rows,
         "speedup": next(r["speedup"] for r in rows if r["name"] == comparison.usual_amp),
         "inference": _inference(comparison),
+        "gpu_state": {"before": before, "after": after},
+        "warnings": warnings_from(before, after),
         "limits": LIMITS.format(steps=steps),
     }
     return {**report, "reading": read_result(report)}

@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase2_optimization/benchmark_infere
 
 from common import artifacts, cli, paths
 from common.cli import UserError, log
+from phase2_optimization.batch_search import MAX_BATCH_SIZE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,20 +71,21 @@ def benchmark_inference(
 
     Args:
         batch_sizes: None looks for the best one.
+
+    Raises:
+        UserError: an input or the output folder is unfit, or nothing could be timed.
     """
     import torch
 
-    from common.gpu_state import gpu_state, warnings_from
-    from phase2_optimization import benchmark_plot
-    from phase2_optimization.conclusion import conclude
-    from phase2_optimization.inputs import load_inputs, start
+    from common.gpu_state import gpu_state
+    from phase2_optimization.inputs import load_inputs, start, writable_folder
     from phase2_optimization.measuring import Benchmark
 
+    writable_folder(output)
     device = start(device_name, seed)
     names, skipped = choose_variants(variant_names, compiles, device)
     loaded, (split,) = load_inputs(model_path, data_path, ["val"], torch.device("cpu"))
-    sizes = batch_sizes or [1]
-    images = timed_images(split, max(sizes), image_size)
+    images = timed_images(split, max(batch_sizes or [1]), image_size)
     height, width = images[0].shape[:2]
     log.info("Timed: %s; images of %dx%d", TIMED, width, height)
     report_path, picture = output / "inference_benchmark.json", output / "inference_benchmark.png"
@@ -93,37 +95,71 @@ def benchmark_inference(
             loaded.model, shop, split, images, num_iterations, time_budget_s, max_images, seed
         )
         try:
-            benchmark.check(names, sizes, skipped)
-            for batch_size in sizes:
-                benchmark.time(batch_size)
-                log_batch_size(benchmark.rows, batch_size)
-            if batch_sizes is None:
-                search_batch_size(benchmark, latency_budget_ms, seed)
+            measure(benchmark, names, skipped, batch_sizes, latency_budget_ms, seed)
             finished = True
         finally:  # an interrupted run keeps what it has measured
-            if benchmark.rows:
-                after = gpu_state(device)
+            if benchmark.times:
+                inputs = [loaded.path, split.annotation_file]
                 report = {
-                    **artifacts.provenance(
-                        "inference_benchmark", str(device), [loaded.path, split.annotation_file]
-                    ),
+                    **artifacts.provenance("inference_benchmark", str(device), inputs),
                     "complete": finished,
                     "architecture": loaded.architecture,
-                    "timed": TIMED,
                     "image_size": [width, height],
                     "evaluated_images": min(max_images, len(split.records)),
-                    "tf32": "off in the baseline, on in every other variant on CUDA",
-                    "gpu_state": {"before": before, "after": after},
-                    "warnings": warnings_from(before, after),
-                    **conclude(benchmark, latency_budget_ms, seed),
+                    **findings(benchmark, before, gpu_state(device), latency_budget_ms, seed),
                 }
                 artifacts.write_json(report_path, report)
-    for warning in report["warnings"]:
-        log.warning("warning: %s", warning)
-    log.info("%s", report["conclusion"])
-    log_budget(report)
-    benchmark_plot.draw(report, picture)
+    show(report, picture)
     cli.finished([report_path, picture], "python phase3_tracking/video_detector.py")
+
+
+def measure(
+    benchmark: "Benchmark",
+    names: Sequence[str],
+    skipped: dict[str, str],
+    batch_sizes: Sequence[int] | None,
+    latency_budget_ms: float | None,
+    seed: int,
+) -> None:
+    """Checks the variants and times them at every batch size, or at those a search comes across.
+
+    Raises:
+        UserError: nothing fits into memory, or no time can be believed.
+    """
+    sizes = batch_sizes or [1]
+    benchmark.check(names, sizes, skipped)
+    for batch_size in sizes:
+        benchmark.time(batch_size)
+        log_batch_size(benchmark.rows, batch_size)
+    if not benchmark.times:
+        what = f"nothing could be timed ({benchmark.rows[0]['status']})"
+        raise UserError(f"--batch-sizes {min(sizes)}", what, "use smaller ones, or run it again")
+    if batch_sizes is None:
+        search_batch_size(benchmark, latency_budget_ms, seed)
+
+
+def findings(
+    benchmark: "Benchmark",
+    before: dict[str, Any] | None,
+    after: dict[str, Any] | None,
+    latency_budget_ms: float | None,
+    seed: int,
+) -> dict[str, Any]:
+    """What was measured, beside what may have disturbed it.
+
+    Args:
+        before, after: see `common.gpu_state`.
+    """
+    from common.gpu_state import warnings_from
+    from phase2_optimization.conclusion import conclude
+
+    return {
+        "timed": TIMED,
+        "tf32": "off in the baseline, on in every other variant on CUDA",
+        "gpu_state": {"before": before, "after": after},
+        "warnings": warnings_from(before, after),
+        **conclude(benchmark, latency_budget_ms, seed),
+    }
 
 
 def choose_variants(
@@ -185,6 +221,17 @@ def search_batch_size(benchmark: "Benchmark", latency_budget_ms: float | None, s
     for batch_size in tried:
         rows = [row for row in benchmark.rows if row["variant"] in (name, BASELINE)]
         log_batch_size(rows, batch_size)
+
+
+def show(report: dict[str, Any], picture: Path) -> None:
+    """Tells the result and draws it."""
+    from phase2_optimization import benchmark_plot
+
+    for warning in report["warnings"]:
+        log.warning("warning: %s", warning)
+    log.info("%s", report["conclusion"])
+    log_budget(report)
+    benchmark_plot.draw(report, picture)
 
 
 def log_budget(report: dict[str, Any]) -> None:
@@ -254,7 +301,12 @@ def log_batch_size(rows: Sequence[dict[str, Any]], batch_size: int) -> None:
 
 def batch_size_list(text: str) -> list[int] | None:
     """`1,2` -> [1, 2]; `auto` -> None."""
-    return None if text.strip() == "auto" else cli.positive_int_list(text)
+    if text.strip() == "auto":
+        return None
+    sizes = cli.positive_int_list(text)
+    if sizes[-1] > MAX_BATCH_SIZE:
+        raise argparse.ArgumentTypeError(f"{sizes[-1]} is above {MAX_BATCH_SIZE}")
+    return sizes
 
 
 def name_list(text: str) -> list[str]:

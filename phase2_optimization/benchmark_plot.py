@@ -106,7 +106,8 @@ def draw_pareto(axis: Axes, rows: Sequence[Row]) -> None:
         axis.set_axis_off()
         return
     front = pareto_front([(x, y) for x, y, row in points if row["status"] == "ok"])
-    axis.step(*zip(*front, strict=True), where="pre", color="0.6", linewidth=1, zorder=0)
+    if front:
+        axis.step(*zip(*front, strict=True), where="pre", color="0.6", linewidth=1, zorder=0)
     labelled = set(front)
     for x, y, row in points:
         valid = row["status"] == "ok"

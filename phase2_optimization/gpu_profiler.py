@@ -87,13 +87,19 @@ class GPUProfiler:
         self._open.append(_Measurement(tag, memory))
 
     def stop(self) -> float:
-        """Ends the measurement begun last and returns its seconds."""
+        """Ends the measurement begun last and returns its seconds.
+
+        Raises:
+            UserError: the clock went back meanwhile.
+        """
         if not self._open:
             raise RuntimeError("stop() without start()")
         timing.synchronize(self.device)
         elapsed_s = perf_counter() - self._open[-1].started
         measurement = self._open.pop()
         measurement.memory.__exit__(None, None, None)
+        if elapsed_s < 0:
+            raise UserError("the clock", "went back during a measurement", "measure again")
         allocated, reserved = _memory_now_mib(self.device)
         for mib in (measurement.memory.mib, allocated):  # Linux counts peak and present loosely
             measurement.note_peak(mib)
@@ -187,8 +193,10 @@ def profile_model(
     import torch
 
     from phase2_optimization import profiling
-    from phase2_optimization.inputs import load_inputs
+    from phase2_optimization.host_memory import bounded_host_memory
+    from phase2_optimization.inputs import load_inputs, writable_folder
 
+    writable_folder(output)
     # TF32 stays as PyTorch has it: so do training and the video pipeline.
     device = environment.select_device(device_name)
     amp = chosen_amp(amp, device)
@@ -199,13 +207,14 @@ def profile_model(
         batch_size = len(train.records)
         log.info("The train split has %d images: one batch of all of them", batch_size)
     try:
-        profile = profiling.measure(
-            *(GPUProfiler(device), loaded, train, val),
-            batch_size=batch_size,
-            steps=steps,
-            amp=amp,
-            seed=seed,
-        )
+        with bounded_host_memory(device):
+            profile = profiling.measure(
+                *(GPUProfiler(device), loaded, train, val),
+                batch_size=batch_size,
+                steps=steps,
+                amp=amp,
+                seed=seed,
+            )
     except Exception as error:
         if not timing.is_out_of_memory(error):
             raise

@@ -1,5 +1,6 @@
 """What every script of this phase begins with: a trained model and data of the same classes."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,24 @@ def start(device_name: str, seed: int) -> "torch.device":
     environment.seed_everything(seed)
     log.info(environment.summary_line(str(device)))
     return device
+
+
+def writable_folder(folder: Path) -> None:
+    """Looks, before there is work to lose, whether files can be written into a folder, or into
+    where it is to be made. Makes nothing.
+
+    Raises:
+        UserError: they cannot.
+    """
+    try:
+        present = folder.absolute()
+        while not present.exists():
+            present = present.parent
+        with tempfile.TemporaryFile(dir=present):  # permissions alone tell too little
+            pass
+    except OSError as error:
+        what = f"cannot be written to ({error.strerror})"
+        raise UserError(folder, what, "choose another --output") from None
 
 
 def load_inputs(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BASELINE_AGAIN = f"{BASELINE} (again)"  # the A/A arm: any difference from BASELINE is noise
 DISTINCT_BATCHES = 8  # batches of different images that the timed rounds go through
+UNTIMED = "untimed: in every round the clock went back or the machine slept"
 MEMORY_SHARE = 0.8  # of the free memory of the machine that a CPU run may take
 
 
@@ -195,7 +196,7 @@ class Benchmark:
             except ArmOutOfMemoryError as error:  # go on with the others
                 del arms[str(error)]
         for name in names:
-            if name in times:
+            if len(times.get(name, ())):
                 self.times[name, batch_size] = times[name]
         for name in names:
             self.rows.append(self._row(name, batch_size, times, arms))
@@ -233,7 +234,7 @@ class Benchmark:
             "map": check.accuracy.get("map"),
             "map_50": check.accuracy.get("map_50"),
             "verdict": None,
-            "status": check.failure or "oom",
+            "status": check.failure or ("oom" if ms is None else UNTIMED),
         }
         if ms is None or not len(ms):
             return row
@@ -265,10 +266,13 @@ class Benchmark:
         for index in sorted(arms[BASELINE].found.keys() & arms[name].found.keys()):
             reference += arms[BASELINE].found[index]
             found += arms[name].found[index]
-        return evaluation.compare_detections(reference, found)
+        return evaluation.compare_detections(reference, [_finite(one) for one in found])
 
     def _status(self, name: str, row: dict[str, Any]) -> str:
         """ "ok", or "invalid: …" when results are further from the baseline's than tolerated."""
+        broken = _broken(self.checks[name].found, self.checks[BASELINE].found)
+        if broken:
+            return f"invalid: {broken}"
         tolerance, parity = VARIANTS[name].tolerance_on(self._device), row["parity"]
         reference_map, found_map = self.checks[BASELINE].accuracy["map"], row["map"]
         if reference_map is not None and abs(found_map - reference_map) > tolerance.max_map_change:
@@ -289,6 +293,22 @@ class Benchmark:
                 f"(tolerance {tolerance.max_box_error_px} px)"
             )
         return "ok"
+
+
+def _finite(found: Detections) -> Detections:
+    """The detections that are numbers."""
+    keep = np.isfinite(found.boxes_xyxy).all(axis=1) & np.isfinite(found.scores)
+    return Detections(*(values[keep] for values in found))
+
+
+def _broken(found: Sequence[Detections], reference: Sequence[Detections]) -> str:
+    """Why results are worth nothing, whatever is tolerated: 16 bits overflow into numbers that are
+    none, and a network of those finds nothing. "" when they are sound."""
+    count, expected = (sum(len(one.scores) for one in side) for side in (found, reference))
+    numbers = sum(len(_finite(one).scores) for one in found)
+    if numbers < count:
+        return f"{count - numbers} of {count} boxes are no numbers"
+    return f"no box where the baseline has {expected}" if expected and not count else ""
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase2_optimization/mixed_precision.py` finds common/
@@ -64,13 +64,11 @@ def compare_training(
     """
     import torch
 
-    from common.gpu_state import gpu_state, warnings_from
-    from phase2_optimization import amp_plot
     from phase2_optimization.amp_comparison import AmpComparison, Settings
-    from phase2_optimization.amp_reading import log_tables
     from phase2_optimization.amp_report import results
-    from phase2_optimization.inputs import load_inputs, start
+    from phase2_optimization.inputs import load_inputs, start, writable_folder
 
+    writable_folder(output)
     device = start(device_name, seed)
     loaded, (train, val) = load_inputs(model_path, data_path, ["train", "val"], torch.device("cpu"))
     settings = Settings(
@@ -82,11 +80,7 @@ def compare_training(
         spare_emulated=seeds is None,
     )
     comparison = AmpComparison(loaded.model, train, val, device, settings)
-    log.info(
-        "%d timed steps at batch size %d, %d seeds",
-        *(settings.steps, settings.batch_size, len(settings.seeds)),
-    )
-    finished, before = False, gpu_state(device)
+    finished = False
     try:
         comparison.check()
         comparison.train()
@@ -94,17 +88,21 @@ def compare_training(
         finished = True
     finally:
         if finished or comparison.records["fp32"].step_ms:
-            after = gpu_state(device)
             inputs = [loaded.path, train.annotation_file, val.annotation_file]
             report = {
                 **artifacts.provenance("amp_comparison", str(device), inputs),
                 "complete": finished,
                 "architecture": loaded.architecture,
-                "gpu_state": {"before": before, "after": after},
-                "warnings": warnings_from(before, after),
                 **results(comparison),
             }
             artifacts.write_json(output / "amp_comparison.json", report)
+    _tell(report, output)
+
+
+def _tell(report: dict[str, Any], output: Path) -> None:
+    from phase2_optimization import amp_plot
+    from phase2_optimization.amp_reading import log_tables
+
     log_tables(report)
     for warning in report["warnings"]:
         log.warning("warning: %s", warning)

@@ -303,6 +303,15 @@ def test_bad_options_end_in_one_line(arguments, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_an_output_that_cannot_be_written_is_told_before_there_is_work_to_lose(
+    run, spoil, tmp_path, capsys
+):
+    spoil(lambda number: pytest.fail("it has begun"))
+    (tmp_path / "file").touch()
+    assert run("--output", str(tmp_path / "file" / "folder")) == (2, None)
+    assert "choose another --output" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_the_command_refuses_a_missing_gpu(tmp_path, capsys):
     assert mixed_precision.main(["--device", "cuda", "--output", str(tmp_path)]) == 2
