@@ -120,13 +120,12 @@ class AmpComparison:
         Raises:
             UserError: FP32 does not fit.
         """
-        steps, batch_size, seeds = (
-            self.settings.steps,
-            self.settings.batch_size,
-            self.settings.seeds,
+        wanted = self.settings
+        log.info(
+            "%d timed steps at batch size %d, %d seeds",
+            *(wanted.steps, wanted.batch_size, len(wanted.seeds)),
         )
-        log.info("%d timed steps at batch size %d, %d seeds", steps, batch_size, len(seeds))
-        largest = max(self._batches(seeds[0]), key=lambda b: b.images.numel())
+        largest = max(self._batches(wanted.seeds[0]), key=lambda b: b.images.numel())
         for name, record in self.records.items():
             if record.failure:
                 log.info("%-10s%s", name, record.failure)

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
-from common import fastpath_boxes, fastpath_layers
+from common import fastpath_boxes, roi_align
 from common.fastpath import fast_training, normalise_batch, precision_safe_autocast
 from common.training_losses import count_samples, training_losses
 from tests.detector_batches import (
@@ -130,7 +130,7 @@ def test_a_step_waits_for_nms_and_twice_more(demo, count, monkeypatch):
     batch = mixed_batch(demo, count)
     stock = waits(lambda: demo(batch.images, batch.targets), monkeypatch)
     monkeypatch.setattr(fastpath_boxes, "SYNCHRONOUS_DEVICES", ())
-    monkeypatch.setattr(fastpath_layers, "GATHERING_DEVICES", ())
+    monkeypatch.setattr(roi_align, "GATHERING_DEVICES", ())
     with fast_training(demo):
         training_losses(demo, *batch.whole)  # computes the anchors
         found = waits(lambda: training_losses(demo, *batch.whole), monkeypatch)
@@ -143,7 +143,7 @@ def test_the_path_for_gpus_has_the_same_losses(demo, monkeypatch):
     batch = mixed_batch(demo, 4)
     expected = stock_losses(demo, batch)
     monkeypatch.setattr(fastpath_boxes, "SYNCHRONOUS_DEVICES", ())
-    monkeypatch.setattr(fastpath_layers, "GATHERING_DEVICES", ())
+    monkeypatch.setattr(roi_align, "GATHERING_DEVICES", ())
     with fast_training(demo):
         found = training_losses(demo, *batch.whole).losses()
     assert_close(found, expected, 1e-5)
