@@ -1,7 +1,6 @@
 """The measurement behind benchmark_inference: parity and mAP first, then interleaved timing."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -16,16 +15,15 @@ from common.models import Detections, Predictor
 from phase2_optimization import batch_search
 from phase2_optimization.batch_search import Measured
 from phase2_optimization.builders import VariantUnavailableError, Workshop
+from phase2_optimization.host_memory import bounded_host_memory
 from phase2_optimization.variants import BASELINE, VARIANTS, rungs_below
 
 if TYPE_CHECKING:
-    import torch
     from torchvision.models.detection import FasterRCNN
 
 BASELINE_AGAIN = f"{BASELINE} (again)"  # the A/A arm: any difference from BASELINE is noise
 DISTINCT_BATCHES = 8  # batches of different images that the timed rounds go through
 UNTIMED = "untimed: in every round the clock went back or the machine slept"
-MEMORY_SHARE = 0.8  # of the free memory of the machine that a CPU run may take
 
 
 class ArmOutOfMemoryError(Exception):
@@ -114,7 +112,7 @@ class Benchmark:
                 continue
             timing.release_free_memory(self._device)
             try:
-                with _bounded_host_memory(self._device):
+                with bounded_host_memory(self._device):
                     self._check_one(name, check, batch_sizes)
             except VariantUnavailableError as error:
                 check.failure = f"unavailable: {error}"
@@ -185,7 +183,7 @@ class Benchmark:
         times: dict[str, np.ndarray] = {}
         while arms and not times:
             try:
-                with _bounded_host_memory(self._device):
+                with bounded_host_memory(self._device):
                     times = timing.measure_interleaved(
                         arms,
                         rounds=self._num_iterations,
@@ -309,28 +307,3 @@ def _broken(found: Sequence[Detections], reference: Sequence[Detections]) -> str
     if numbers < count:
         return f"{count - numbers} of {count} boxes are no numbers"
     return f"no box where the baseline has {expected}" if expected and not count else ""
-
-
-@contextlib.contextmanager
-def _bounded_host_memory(device: "torch.device") -> Iterator[None]:
-    """Makes a CPU run that would exhaust the machine fail with an error the caller can catch.
-
-    Linux kills a process that takes more memory than there is; under a limit the allocation
-    itself fails instead. Elsewhere, and on a GPU, nothing is limited.
-    """
-    available_mib, data_mib = timing.available_mib(), timing.proc_status_mib("VmData")
-    if device.type != "cpu" or available_mib is None or data_mib is None:
-        yield
-        return
-    import resource  # there on every system that has /proc
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = int((data_mib + available_mib * MEMORY_SHARE) * timing.MIB)
-    for present in (soft, hard):
-        if present != resource.RLIM_INFINITY:
-            limit = min(limit, present)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
