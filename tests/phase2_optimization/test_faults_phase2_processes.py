@@ -214,6 +214,7 @@ def surrounded(model_path, data_path, tmp_path_factory):
     return Surrounded(parts, folders, done.stderr.decode("ascii"))
 
 
+@pytest.mark.slow  # all of them start what `surrounded` runs
 @each_script
 def test_p2_32_pictures_need_no_display(surrounded, script):
     assert surrounded.printed[script][-1] == f"--- {script} 0"
@@ -222,6 +223,7 @@ def test_p2_32_pictures_need_no_display(surrounded, script):
         assert picture.width > 1000
 
 
+@pytest.mark.slow
 @each_script
 def test_p2_41_a_working_directory_that_is_read_only_is_never_needed(surrounded, script):
     assert surrounded.printed[script][-1] == f"--- {script} 0"
@@ -229,6 +231,7 @@ def test_p2_41_a_working_directory_that_is_read_only_is_never_needed(surrounded,
     assert any(line.startswith("Saved ") for line in surrounded.printed[script])
 
 
+@pytest.mark.slow
 @each_script
 def test_p2_42_ascii_without_a_terminal_is_enough(surrounded, script):
     """`surrounded` decodes what was printed as ASCII."""
