@@ -171,7 +171,8 @@ def _draw_losses(axis: Axes, arms: Sequence[Arm], report: Mapping[str, Any]) -> 
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False)
 
 
 def _draw_scores(axis: Axes, arms: Sequence[Arm], report: Mapping[str, Any]) -> None:

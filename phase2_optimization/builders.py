@@ -192,7 +192,10 @@ def _compile(graph: InferenceGraph, workshop: Workshop) -> None:
 
     def compiled(module: nn.Module) -> Any:
         module.requires_grad_(False)  # constants can then be laid out for the processor
-        return torch.compile(module, options={"freezing": True} if is_cpu else {})
+        try:
+            return torch.compile(module, options={"freezing": True} if is_cpu else {})
+        except RuntimeError as error:  # a Python or a system it does not support
+            raise VariantUnavailableError(f"torch.compile failed ({error})") from error
 
     replace_heavy_modules(graph, compiled)
 
