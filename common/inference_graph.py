@@ -265,8 +265,8 @@ class InferenceGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, list[Tensor], list[float]]:
         """Rois with their image's number [B * P, 5], their levels [B * P], maps and scales of the
         levels. The level rule is equation 1 of Lin et al. 2017 (feature pyramid networks)."""
-        position = torch.arange(rois.shape[0], device=rois.device)
-        image = torch.div(position, per_image, rounding_mode="floor").to(rois.dtype)
+        images = torch.arange(rois.shape[0] // per_image, device=rois.device, dtype=rois.dtype)
+        image = images[:, None].expand(-1, per_image).reshape(-1)
         lowest, highest = (int(math.log2(self.roi_strides[end])) for end in (0, -1))
         side = ((rois[:, 2] - rois[:, 0]) * (rois[:, 3] - rois[:, 1])).sqrt()
         level_of = self.canonical_level + torch.log2(side / self.canonical_scale) + 1e-6

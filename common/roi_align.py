@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 GATHERING_DEVICES = ("cpu",)  # where `gathered_roi_align` beats torchvision's kernel
 
@@ -87,3 +88,29 @@ def _sampling_points(
     weight = torch.stack((1 - fraction, fraction), dim=-1) * (inside / points)[..., None]
     index = torch.stack((low, high), dim=-1)
     return index.reshape(-1, cells, 2 * points), weight.reshape(-1, cells, 2 * points)
+
+
+class ChannelsLastMLPHead(nn.Module):
+    """torchvision's TwoMLPHead for regions whose channels lie together in memory.
+
+    That is how `gathered_roi_align` leaves them. The stock head flattens them channel by channel,
+    which copies every region. Here the columns of the first layer's weight are in that other order,
+    once.
+
+    Args:
+        head: keeps its weights; the second layer is shared with it.
+        output_size: cells (height, width) of a region.
+    """
+
+    def __init__(self, head: TwoMLPHead, output_size: tuple[int, int]):
+        super().__init__()
+        weight = head.fc6.weight.detach()
+        by_channel = weight.reshape(len(weight), -1, *output_size)
+        self.fc6 = nn.Linear(weight.shape[1], len(weight), device=weight.device, dtype=weight.dtype)
+        self.fc6.weight = nn.Parameter(by_channel.permute(0, 2, 3, 1).flatten(1).contiguous())
+        self.fc6.bias = head.fc6.bias
+        self.fc7 = head.fc7
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Regions [R, C, *output_size] -> features [R, F]."""
+        return F.relu(self.fc7(F.relu(self.fc6(x.permute(0, 2, 3, 1).flatten(1)))))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 
 from common import inference_ops
@@ -20,6 +21,7 @@ from common.fastpath_layers import fast_roi_pool
 from common.inference_graph import InferenceGraph, batch_predictor, graph_predictor
 from common.low_precision import InPrecision, replace_heavy_modules
 from common.models import Detections, Predictor, stock_predictor
+from common.roi_align import GATHERING_DEVICES, ChannelsLastMLPHead
 from common.winograd import use_winograd
 
 if TYPE_CHECKING:
@@ -171,13 +173,14 @@ def graph(rung: Rung) -> Callable[["FasterRCNN", Workshop], Predictor]:
         if rung.winograd:
             use_winograd(model)
         inference = InferenceGraph(model.to(memory_format=torch.channels_last))
+        if device.type in GATHERING_DEVICES and isinstance(inference.box_head, TwoMLPHead):
+            inference.box_head = ChannelsLastMLPHead(inference.box_head, inference.roi_size)
         if rung.dtype is not torch.float32:
             replace_heavy_modules(inference, lambda module: InPrecision(module, rung.dtype))
         if rung.compiled:
             _compile(inference, workshop)
         run = CudaGraphedInference(inference) if rung.recorded else inference
-        predict = _with_tf32(graph_predictor(run, device), device)
-        return _or_unavailable(predict) if rung.compiled else predict
+        return _with_tf32(graph_predictor(run, device), device)
 
     return build
 
@@ -192,20 +195,6 @@ def _compile(graph: InferenceGraph, workshop: Workshop) -> None:
 
     def compiled(module: nn.Module) -> Any:
         module.requires_grad_(False)  # constants can then be laid out for the processor
-        try:
-            return torch.compile(module, options={"freezing": True} if is_cpu else {})
-        except RuntimeError as error:  # a Python or a system it does not support
-            raise VariantUnavailableError(f"torch.compile failed ({error})") from error
+        return torch.compile(module, options={"freezing": True} if is_cpu else {})
 
     replace_heavy_modules(graph, compiled)
-
-
-def _or_unavailable(predict: Predictor) -> Predictor:
-    def predict_compiled(images: Sequence[np.ndarray]) -> list[Detections]:
-        try:
-            return predict(images)
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise VariantUnavailableError(f"torch.compile failed ({reason})") from error
-
-    return predict_compiled

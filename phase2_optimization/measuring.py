@@ -116,10 +116,18 @@ class Benchmark:
                     self._check_one(name, check, batch_sizes)
             except VariantUnavailableError as error:
                 check.failure = f"unavailable: {error}"
-            except Exception as error:
-                if not timing.is_out_of_memory(error):
+            except UserError:
+                raise
+            except Exception as error:  # of a compiler or a runtime; the other rungs go on
+                if timing.is_out_of_memory(error):
+                    check.failure = "oom"
+                elif name == BASELINE:
                     raise
-                check.failure = "oom"
+                else:
+                    reason = " ".join(f"{type(error).__name__}: {error}".split())
+                    check.failure = f"failed: {reason:.200}"
+                    log.warning("%s %s", name, check.failure)
+                    log.debug("%s", name, exc_info=True)
             if name == BASELINE and (check.failure or min(batch_sizes) in check.out_of_memory):
                 raise UserError(
                     f"--batch-sizes {min(batch_sizes)}",

@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ from phase2_optimization.builders import VariantUnavailableError, Workshop
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
 
-QUANTISED_TYPES = {"Convolution", "GroupConvolution", "MatMul", "Constant", "Result", "Parameter"}
+PRODUCTS = {"Convolution", "GroupConvolution", "MatMul"}
+BETWEEN_NETWORKS = {"TopK", "GatherElements", "NonMaxSuppression", "ROIAlign", "ShapeOf"}
+NOT_QUANTISED = {"Constant", "Parameter", "Result"}  # NNCF wants to hear of operations only
 EXTRAS = "pip install -r requirements-extras.txt"
 
 
@@ -83,18 +85,47 @@ def openvino_int8(model: "FasterRCNN", workshop: Workshop) -> Predictor:
 
 
 def _quantised(model: Any, calibration: Sequence[np.ndarray]) -> Any:
-    """8 bits hold activations, but not coordinates: all but the products stays in FP32."""
+    """8 bits hold activations, but not coordinates: all but the networks stays in FP32."""
     import nncf
 
     nncf.set_log_level(logging.ERROR)
-    types = {operation.get_type_name() for operation in model.get_ops()}
+    networks = _network_operations(model)
+    outside = [
+        operation.get_friendly_name()
+        for operation in model.get_ops()
+        if operation.get_friendly_name() not in networks
+        and operation.get_type_name() not in NOT_QUANTISED
+    ]
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
         return nncf.quantize(
             model,
             nncf.Dataset([image[None] for image in calibration]),
             subset_size=len(calibration),
-            ignored_scope=nncf.IgnoredScope(types=sorted(types - QUANTISED_TYPES), validate=False),
+            ignored_scope=nncf.IgnoredScope(names=outside, validate=False),
         )
+
+
+def _network_operations(model: Any) -> set[str]:
+    """Names of the convolutions, the matrix products, and what stands between two of them.
+
+    That is the backbone with the RPN head, and the box head with the box predictor: walks from
+    the products, in both directions, end where boxes are made of the networks' outputs.
+    """
+
+    def reached(neighbours: Callable[[Any], Iterable[Any]]) -> set[str]:
+        reached_from = [op for op in model.get_ops() if op.get_type_name() in PRODUCTS]
+        names = {op.get_friendly_name() for op in reached_from}
+        while reached_from:
+            for op in neighbours(reached_from.pop()):
+                if op.get_friendly_name() in names or op.get_type_name() in BETWEEN_NETWORKS:
+                    continue
+                names.add(op.get_friendly_name())
+                reached_from.append(op)
+        return names
+
+    after = reached(lambda op: (i.get_node() for o in op.outputs() for i in o.get_target_inputs()))
+    before = reached(lambda op: (i.get_source_output().get_node() for i in op.inputs()))
+    return after & before
 
 
 def _openvino_predictor(model: Any, precision: str, workshop: Workshop) -> Predictor:

@@ -43,20 +43,6 @@ def test_a_variant_works_on_a_copy_of_the_model(model_path, shop):
         assert not {"forward", "postprocess_detections"} & vars(module).keys()
 
 
-def test_what_compiling_cannot_do_is_told(model_path, shop, monkeypatch):
-    def fail(module, options):
-        def call(*inputs):
-            raise torch._inductor.exc.InductorError(RuntimeError("no C++ compiler"), None)
-
-        return torch.nn.Module.__new__(type("Broken", (torch.nn.Module,), {"__call__": call}))
-
-    model = load_model(model_path, CPU).model
-    monkeypatch.setattr(torch, "compile", fail)
-    predict = VARIANTS["compiled"].predictor(model, shop)
-    with pytest.raises(VariantUnavailableError, match="compile failed"):
-        predict([np.zeros((48, 64, 3), np.uint8)])
-
-
 @pytest.mark.parametrize(("native", "runs"), [("bf16", True), ("off", False)])
 def test_imitated_bfloat16_runs_only_when_asked_for(monkeypatch, native, runs):
     monkeypatch.setattr(variants, "native_amp", lambda device: native)
