@@ -1,10 +1,13 @@
 """Prints inference ladders side by side, from committed results of benchmark_inference.py.
 
     python benchmarks/ladder_table.py                                  # what README_PHASE2.md shows
-    python benchmarks/ladder_table.py outputs/metrics/inference_benchmark.json     # your own run
+    python benchmarks/ladder_table.py benchmarks/results/cpu_amx/trained_*.json  # what README shows
+    python benchmarks/ladder_table.py outputs/metrics/inference_benchmark.json   # your own run
 
-Each column is one report at its smallest batch size; figures are times as fast as stock torchvision
-in FP32 with the 95% interval. A test compares the page with what this script prints.
+A table for every machine, a column for every report at its smallest batch size. Figures are times
+as fast as stock torchvision in FP32 with the 95% interval. Files called random_* are of detectors
+made by stand_in_detector.py: sizes and speeds are real, weights are not. A test compares the pages
+with what this script prints.
 """
 
 import argparse
@@ -18,25 +21,36 @@ sys.path.insert(0, str(ROOT))  # so `python benchmarks/ladder_table.py` finds co
 
 from common import artifacts, cli
 
-RESULTS = ROOT / "benchmarks" / "results" / "cpu_avx2"
+RESULTS = ROOT / "benchmarks" / "results"
+STAND_IN = "random_"  # how the names of reports on random weights begin
 
 
 def default_reports() -> list[Path]:
-    return sorted(RESULTS.glob("inference_benchmark_*.json"))
+    """Of every CPU measured, the richest in instructions first."""
+    machines = sorted(RESULTS.glob("cpu_*"))
+    return [path for machine in machines for path in sorted(machine.glob("*.json"))[::-1]]
 
 
-def ladder_table(paths: Sequence[Path]) -> str:
-    """The Markdown table; every figure is read from the reports."""
+def ladder_tables(paths: Sequence[Path]) -> str:
+    """Markdown, a table for every machine; each figure is read from the reports."""
+    by_machine: dict[str, list[Path]] = {}
+    for path in paths:
+        by_machine.setdefault(_machine(artifacts.read_json(path)["environment"]), []).append(path)
+    return "\n\n".join(f"{name}:\n\n{_table(files)}" for name, files in by_machine.items())
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    return (
+        f"{environment['device_name']}, {environment['threads']} threads, "
+        f"{_features(environment)}, torch {environment['packages']['torch']}"
+    )
+
+
+def _table(paths: Sequence[Path]) -> str:
     reports = [artifacts.read_json(path) for path in paths]
     variants = list(dict.fromkeys(r["variant"] for report in reports for r in report["results"]))
-    machine = reports[0]["environment"]
-    head = [
-        f"{machine['device_name']}, {machine['threads']} threads, {_features(machine)}, "
-        f"torch {machine['packages']['torch']}; printed by `python benchmarks/ladder_table.py`:",
-        "",
-        "| rung | " + " | ".join(_heading(report) for report in reports) + " |",
-        "|---" * (len(reports) + 1) + "|",
-    ]
+    headings = [_heading(report, path) for report, path in zip(reports, paths, strict=True)]
+    head = [f"| rung | {' | '.join(headings)} |", "|---" * (len(reports) + 1) + "|"]
     rows = [
         f"| `{variant}` | " + " | ".join(_cell(report, variant) for report in reports) + " |"
         for variant in variants
@@ -44,11 +58,12 @@ def ladder_table(paths: Sequence[Path]) -> str:
     return "\n".join([*head, *rows])
 
 
-def _heading(report: dict[str, Any]) -> str:
+def _heading(report: dict[str, Any], path: Path) -> str:
     width, height = report["image_size"]
     name = report["architecture"].removeprefix("fasterrcnn_")
+    weights = ", random weights" if path.name.startswith(STAND_IN) else ""
     size = min(row["batch_size"] for row in report["results"])
-    return f"{name}, {width}x{height}, batch size {size}"
+    return f"{name}{weights}, {width}x{height}, batch size {size}"
 
 
 def _features(machine: dict[str, Any]) -> str:
@@ -84,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.quiet = args.debug = False
-    return cli.run(lambda: cli.log.info(ladder_table(args.reports or default_reports())), args)
+    return cli.run(lambda: cli.log.info(ladder_tables(args.reports or default_reports())), args)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 
 from common import inference_ops
 from common.cuda_graphs import CudaGraphedInference
+from common.fast_inference import fast_graph
 from common.fastpath import fold_batchnorm
 from common.fastpath_boxes import cached_anchors, thresholded_first
 from common.fastpath_layers import fast_roi_pool
 from common.inference_graph import InferenceGraph, batch_predictor, graph_predictor
-from common.low_precision import InPrecision, replace_heavy_modules
+from common.low_precision import replace_heavy_modules
 from common.models import Detections, Predictor, stock_predictor
-from common.roi_align import GATHERING_DEVICES, ChannelsLastMLPHead
-from common.winograd import use_winograd
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
@@ -169,14 +167,7 @@ def graph(rung: Rung) -> Callable[["FasterRCNN", Workshop], Predictor]:
         on_cuda = device.type == "cuda"
         if on_cuda and rung.dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(False):
             raise VariantUnavailableError("this GPU has no bfloat16")
-        fold_batchnorm(model)
-        if rung.winograd:
-            use_winograd(model)
-        inference = InferenceGraph(model.to(memory_format=torch.channels_last))
-        if device.type in GATHERING_DEVICES and isinstance(inference.box_head, TwoMLPHead):
-            inference.box_head = ChannelsLastMLPHead(inference.box_head, inference.roi_size)
-        if rung.dtype is not torch.float32:
-            replace_heavy_modules(inference, lambda module: InPrecision(module, rung.dtype))
+        inference = fast_graph(model, rung.dtype, winograd=rung.winograd)
         if rung.compiled:
             _compile(inference, workshop)
         run = CudaGraphedInference(inference) if rung.recorded else inference
