@@ -21,7 +21,7 @@ class StageClock:
         self._frames = 0
 
     def skip(self) -> None:
-        """The time since the last lap belongs to no stage: it was spent waiting."""
+        """The time since the last lap belongs to none of the stages booked here."""
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:

@@ -14,10 +14,11 @@ and NAME.json with counts and times. A video that is damaged is processed as far
 """
 
 import argparse
+import copy
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from itertools import islice
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase3_tracking/video_detector.py` f
 
 from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
-from phase3_tracking import output_files
+from phase3_tracking import output_files, pipeline
 from phase3_tracking.run_report import tell, track_outcome, video_outcome
 from phase3_tracking.stage_clock import StageClock
 from phase3_tracking.tracker_options import (
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from phase3_tracking.video_io import VideoReader
 
 CONFIDENCE = 0.5
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BATCH_SIZE = 4  # enough to keep a GPU busy, few enough to answer Ctrl-C soon
 
 
@@ -64,6 +66,9 @@ class VideoDetector:
             may continue a track with a weaker one.
         classes: names or category ids to keep; None keeps all.
         batch_size: frames given to the model at a time.
+        workers: batches detected at a time; None chooses for the device.
+        precision: of backbone and heads, one of PRECISIONS; boxes are computed in FP32. "auto" is
+            the half precision that the device computes natively, or FP32.
         tracker: "kalman" or "iou".
         iou_threshold, max_age, min_hits: see the trackers.
 
@@ -79,6 +84,8 @@ class VideoDetector:
         *,
         classes: Sequence[str] | None = None,
         batch_size: int = BATCH_SIZE,
+        workers: int | None = None,
+        precision: str = PRECISIONS[0],
         tracker: str = TRACKERS[0],
         iou_threshold: float = IOU_THRESHOLD,
         max_age: int = MAX_AGE,
@@ -98,23 +105,31 @@ class VideoDetector:
             "max_age": max_age,
             "min_hits": min_hits,
         }
-        self._new_tracker()  # refuses bad settings now, not at the first video
-        self.device = "cpu"
+        self.new_tracker()  # refuses bad settings now, not at the first video
+        self.device, self.precision = "cpu", "of the detections"
         self._predict: Predictor
         if isinstance(model, LoadedModel):
-            from common.inference_graph import InferenceGraph, graph_predictor
+            import torch
+
+            from common.fast_inference import fast_graph
+            from common.inference_graph import graph_predictor
 
             device = next(model.model.parameters()).device
-            self._predict, self.device = (
-                graph_predictor(InferenceGraph(model.model), device),
-                str(device),
-            )
+            dtype = pipeline.dtype_of(precision, device)
+            # in FP32 multiplications are what a CPU spends its time on
+            winograd = device.type == "cpu" and dtype == torch.float32
+            graph = fast_graph(copy.deepcopy(model.model), dtype, winograd=winograd)
+            self._predict = graph_predictor(graph, device)
+            self.device, self.precision = str(device), str(dtype).removeprefix("torch.")
+            self.workers = workers or pipeline.default_workers(device.type)
         else:
             self._predict = model
+            self.workers = workers or 1  # it may answer in the order of the calls
         self._category_of_label = np.array([0, *self.class_names])  # label 0 is the background
         self._kept = np.array(sorted(self._categories(classes)), np.int64)
 
-    def _new_tracker(self) -> "Tracker":
+    def new_tracker(self) -> "Tracker":
+        """A tracker with the settings of this detector, for one video."""
         return build_tracker(confidence=self.confidence_threshold, **self._tracker_settings)
 
     def _categories(self, classes: Sequence[str] | None) -> set[int]:
@@ -169,8 +184,8 @@ class VideoDetector:
             inputs: further files to name in the report, with the video.
 
         Returns:
-            The report, as it is in NAME.json. Stage times are means in milliseconds for a frame;
-            decoding runs beside the other stages.
+            The report, as it is in NAME.json. Stage times are means in milliseconds for a frame.
+            The stages overlap (see pipeline.py), so their sum is more than a frame takes.
 
         Raises:
             UserError: the video cannot be read, or an output is no .mp4 or cannot be written.
@@ -216,28 +231,31 @@ class VideoDetector:
         """The loop over the frames: the tracker at its end, and (frame, tracks) of every frame."""
         from phase3_tracking.drawing import TrackDrawer
 
-        tracker = self._new_tracker()
+        tracker = self.new_tracker()
         drawer = TrackDrawer(self.class_names, reader.height, float(reader.fps))
         track_log: list[tuple[int, np.ndarray]] = []
         frames = (
             cli.progress(reader, total=total, label=reader.path.name) if total else iter(reader)
         )
-        while batch := list(islice(frames, self.batch_size)):
-            clock.skip()
-            detections_per_frame = self._detect(batch, self._tracked_from)
-            clock.lap("detect")
-            for frame, detections in zip(batch, detections_per_frame, strict=True):
-                tracks = tracker.update(detections)
-                track_log.append((len(track_log) + 1, tracks))
-                clock.lap("track")
-                if writer:
-                    drawer.draw(frame, tracks, clock.status(total, len(tracks)))
-                    clock.lap("draw")
-                    writer.write(frame)
-                    clock.lap("encode")
-                clock.frame_done()
-            if stop.received:  # only now: a video needs a frame
-                break
+        detect = partial(self._detect, smallest=self._tracked_from)
+        with (
+            pipeline.DetectionWorkers(detect, self.workers, self.device) as workers,
+            pipeline.BackgroundWriter(writer) if writer else nullcontext() as encoder,
+        ):
+            batches = pipeline.in_batches(frames, self.batch_size, stop)
+            for batch, detections_per_frame in workers.map(batches):
+                for frame, detections in zip(batch, detections_per_frame, strict=True):
+                    clock.skip()
+                    tracks = tracker.update(detections)
+                    track_log.append((len(track_log) + 1, tracks))
+                    clock.lap("track")
+                    if encoder:
+                        drawer.draw(frame, tracks, clock.status(total, len(tracks)))
+                        clock.lap("draw")
+                        encoder.write(frame)
+                    clock.frame_done()
+        clock.seconds["detect"] = workers.seconds
+        clock.seconds["encode"] = encoder.seconds if encoder else 0.0
         return tracker, track_log
 
     def _settings(self) -> dict[str, Any]:
@@ -249,6 +267,8 @@ class VideoDetector:
             "settings": {
                 "confidence_threshold": self.confidence_threshold,
                 "batch_size": self.batch_size,
+                "workers": self.workers,
+                "precision": self.precision,
                 **self._tracker_settings,
             },
         }
@@ -264,6 +284,7 @@ def track_video(
     model_path: Path | None,
     detections: Path | None,
     device: str,
+    precision: str,
     confidence: float,
     classes: Sequence[str] | None,
     batch_size: int,
@@ -294,6 +315,7 @@ def track_video(
         confidence,
         classes=classes,
         batch_size=batch_size,
+        precision=precision,
         **settings,
     )
     detector.process_video(
@@ -346,6 +368,12 @@ def build_parser() -> argparse.ArgumentParser:
     detector.add_argument(
         "--batch-size", type=cli.positive_int, default=BATCH_SIZE, help="frames for each inference"
     )
+    detector.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+        help="of the networks; boxes are computed in FP32. auto: half where the device has it",
+    )
     add_tracker_arguments(parser)
     cli.add_common_arguments(
         parser,
@@ -365,6 +393,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model_path=args.model_path,
             detections=args.detections,
             device=args.device,
+            precision=args.precision,
             confidence=args.confidence,
             classes=classes,
             batch_size=args.batch_size,

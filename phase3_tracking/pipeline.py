@@ -1,0 +1,191 @@
+"""Overlaps the stages of a video run: one batch is detected while others are decoded, drawn, saved.
+
+The reader decodes in a thread of its own (`video_io`), `DetectionWorkers` detect batches of frames
+side by side, the caller tracks and draws, and a `BackgroundWriter` encodes. Every queue is bounded,
+so a slow stage holds up the ones before it and memory stays flat. Frames keep their order.
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.cli import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from common.stop_signal import StopSignal
+    from common.video import VideoWriter
+
+MAX_CPU_WORKERS = 4  # each holds the activations of a batch
+GPU_WORKERS = 2
+
+Frames = Sequence[np.ndarray]
+Detect = Callable[[Frames], list[np.ndarray]]
+ENCODE_QUEUE = 8  # drawn frames that wait for the encoder
+
+
+def default_workers(device_type: str) -> int:
+    """How many batches to detect at a time on "cpu", "cuda" or another type of device."""
+    if device_type == "cpu":
+        import torch
+
+        return min(MAX_CPU_WORKERS, torch.get_num_threads())
+    return GPU_WORKERS if device_type == "cuda" else 1
+
+
+def dtype_of(precision: str, device: "torch.device") -> "torch.dtype":
+    """The dtype of "fp32", "bf16" or "fp16"; "auto" takes what the device computes natively.
+
+    Raises:
+        UserError: the device does not compute in it.
+    """
+    import torch
+
+    from common.fastpath import native_amp
+
+    native = native_amp(device)
+    if precision == "auto":
+        precision = "fp32" if native == "off" else native
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16", "for GPUs only", "use auto, fp32 or bf16")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def in_batches(
+    frames: Iterator[np.ndarray], size: int, stop: "StopSignal"
+) -> Iterator[list[np.ndarray]]:
+    """Batches of `size` frames, the last one smaller, until a signal was received; but one batch at
+    least, as a video needs a frame."""
+    while batch := list(islice(frames, size)):
+        yield batch
+        if stop.received:
+            return
+
+
+class DetectionWorkers:
+    """Context manager that detects batches in several threads and hands them back in order.
+
+    A network of moderate size keeps two processor cores busier with two batches of one thread each
+    than with one batch of two threads, and other stages then disturb one of them only. On a GPU two
+    workers let a batch be copied while another is computed.
+
+    Args:
+        detect: frames -> one array of detections for each; called from several threads at a time.
+        workers: batches detected at a time. On a CPU they share its threads.
+        device: "cpu", "cuda:0", ...: where detection runs.
+    """
+
+    def __init__(self, detect: Detect, workers: int, device: str):
+        self.seconds = 0.0  # of all workers
+        self._detect, self._workers, self._device = detect, workers, device
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._pool = ThreadPoolExecutor(workers, "detect", initializer=self._prepare)
+
+    def _prepare(self) -> None:
+        """In every thread, before it detects."""
+        if self._device.startswith("cuda"):
+            import torch
+
+            torch.cuda.set_stream(torch.cuda.Stream(self._device))
+        elif self._threads:
+            import torch
+
+            torch.set_num_threads(max(1, self._threads // self._workers))
+
+    def map(
+        self, batches: Iterable[list[np.ndarray]]
+    ) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
+        """(frames, their detections) of every batch; at most `workers` + 1 batches are in work."""
+        pending: deque[tuple[list[np.ndarray], Future[list[np.ndarray]]]] = deque()
+        for batch in batches:
+            pending.append((batch, self._pool.submit(self._timed, batch)))
+            if len(pending) > self._workers:
+                frames, detections = pending.popleft()
+                yield frames, detections.result()
+        for frames, detections in pending:
+            yield frames, detections.result()
+
+    def _timed(self, batch: list[np.ndarray]) -> list[np.ndarray]:
+        begin = time.perf_counter()
+        found = self._detect(batch)
+        with self._lock:
+            self.seconds += time.perf_counter() - begin
+        return found
+
+    def __enter__(self) -> "DetectionWorkers":
+        if self._workers > 1:
+            import torch
+
+            self._threads = torch.get_num_threads()
+            if self._device.startswith("cuda"):
+                torch.cuda.synchronize(self._device)  # weights are there for every stream
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._threads:
+            import torch
+
+            torch.set_num_threads(self._threads)  # for threads to come
+
+
+class BackgroundWriter:
+    """Context manager that encodes in a thread, inside the block of a `VideoWriter`.
+
+    When it ends, every frame given to it is encoded. What encoding raises is raised by the next
+    `write`, or at the end.
+    """
+
+    def __init__(self, writer: "VideoWriter"):
+        self.seconds = 0.0
+        self._writer = writer
+        self._error: BaseException | None = None
+        self._queue: queue.Queue[np.ndarray | None] = queue.Queue(ENCODE_QUEUE)
+        self._thread = threading.Thread(target=self._encode, name="encode", daemon=True)
+
+    def write(self, frame_bgr: np.ndarray) -> None:
+        """Hands over one frame, which must not be changed any more."""
+        if self._error is not None:
+            raise self._error
+        self._queue.put(frame_bgr)
+
+    def _encode(self) -> None:
+        while (frame := self._queue.get()) is not None:
+            if self._error is not None:
+                continue  # only makes room, so that nobody hangs in put()
+            begin = time.perf_counter()
+            try:
+                self._writer.write(frame)
+            except Exception as error:  # noqa: BLE001 – raised again in the caller's thread
+                self._error = error
+            self.seconds += time.perf_counter() - begin
+
+    def __enter__(self) -> "BackgroundWriter":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if error is None and self._error is not None:
+            raise self._error

@@ -1,0 +1,165 @@
+"""Order, bounds and errors of the overlapping stages; test_video_detector.py runs them together."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from common.cli import UserError
+from phase3_tracking import pipeline
+from phase3_tracking.pipeline import BackgroundWriter, DetectionWorkers, dtype_of, in_batches
+
+CPU = torch.device("cpu")
+
+
+def numbered(count: int, size: int = 2) -> list[list[np.ndarray]]:
+    frames = [np.full((2, 2, 3), index, np.uint8) for index in range(count)]
+    return [frames[start : start + size] for start in range(0, count, size)]
+
+
+def number_of(frame: np.ndarray) -> int:
+    return int(frame[0, 0, 0])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_results_come_in_the_order_of_the_frames(workers):
+    pauses = np.random.default_rng(workers).uniform(0, 0.01, 20)
+
+    def detect(frames):
+        time.sleep(pauses[number_of(frames[0])])  # later batches may be done earlier
+        return [frame[:1, 0, :1].astype(int) for frame in frames]
+
+    with DetectionWorkers(detect, workers, "cpu") as pool:
+        pairs = [
+            (number_of(frame), int(found[0, 0]))
+            for frames, detections in pool.map(numbered(19))
+            for frame, found in zip(frames, detections, strict=True)
+        ]
+    assert pairs == [(index, index) for index in range(19)]
+    assert pool.seconds >= pauses[:19:2].sum()
+
+
+def test_no_more_batches_are_taken_than_are_in_work():
+    taken = []
+
+    def batches():
+        for batch in numbered(40):
+            taken.append(batch)
+            yield batch
+
+    with DetectionWorkers(lambda frames: [np.empty((0, 6))] * len(frames), 2, "cpu") as pool:
+        for done, _ in enumerate(pool.map(batches()), 1):
+            assert len(taken) - done <= 2
+
+
+def test_batches_are_really_detected_side_by_side():
+    meeting = threading.Barrier(2, timeout=20)  # breaks unless two threads come
+
+    def detect(frames):
+        meeting.wait()
+        return [np.empty((0, 6))] * len(frames)
+
+    with DetectionWorkers(detect, 2, "cpu") as pool:
+        assert len(list(pool.map(numbered(8)))) == 4
+
+
+def test_workers_share_the_threads_of_the_processor():
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(4)
+    try:
+
+        def detect(frames):
+            seen.append(torch.get_num_threads())
+            return [np.empty((0, 6))] * len(frames)
+
+        with DetectionWorkers(detect, 2, "cpu") as pool:
+            list(pool.map(numbered(8)))
+        assert set(seen) == {2}
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_detection_raises_reaches_the_caller():
+    def detect(frames):
+        if number_of(frames[0]) == 4:
+            raise ValueError("frame 4")
+        return [np.empty((0, 6))] * len(frames)
+
+    done = []
+    with pytest.raises(ValueError, match="frame 4"), DetectionWorkers(detect, 2, "cpu") as pool:
+        done.extend(frames for frames, _ in pool.map(numbered(40)))
+    assert [number_of(frames[0]) for frames in done] == [0, 2]
+
+
+class Recorder:
+    """In the place of a VideoWriter."""
+
+    def __init__(self, fails_at: int | None = None):
+        self.written: list[int] = []
+        self.fails_at = fails_at
+
+    def write(self, frame):
+        if number_of(frame) == self.fails_at:
+            raise OSError("disk full")
+        self.written.append(number_of(frame))
+
+
+def test_everything_handed_over_is_encoded_in_order():
+    recorder = Recorder()
+    with BackgroundWriter(recorder) as encoder:
+        for (frame,) in numbered(50, 1):
+            encoder.write(frame)
+    assert recorder.written == list(range(50))
+    assert encoder.seconds > 0
+
+
+@pytest.mark.parametrize("fails_at", [0, 49])
+def test_what_encoding_raises_reaches_the_caller(fails_at):
+    recorder = Recorder(fails_at)
+    with pytest.raises(OSError, match="disk full"), BackgroundWriter(recorder) as encoder:
+        for (frame,) in numbered(50, 1):
+            encoder.write(frame)
+    assert recorder.written == list(range(fails_at))
+
+
+def test_an_error_of_the_caller_is_not_replaced():
+    with pytest.raises(KeyError, match="mine"), BackgroundWriter(Recorder(0)) as encoder:
+        encoder.write(np.zeros((2, 2, 3), np.uint8))
+        raise KeyError("mine")
+
+
+@pytest.mark.parametrize(("received", "sizes"), [(None, [3, 3, 1]), (15, [3])])
+def test_batches_end_with_the_frames_or_after_a_signal(received, sizes):
+    frames = iter([frame for (frame,) in numbered(7, 1)])
+    batches = in_batches(frames, 3, SimpleNamespace(received=received))
+    assert [len(batch) for batch in batches] == sizes
+
+
+@pytest.mark.parametrize(
+    ("precision", "native", "expected"),
+    [
+        ("auto", "off", torch.float32),
+        ("auto", "bf16", torch.bfloat16),
+        ("fp32", "bf16", torch.float32),
+        ("bf16", "off", torch.bfloat16),
+    ],
+)
+def test_precisions(monkeypatch, precision, native, expected):
+    monkeypatch.setattr("common.fastpath.native_amp", lambda device: native)
+    assert dtype_of(precision, CPU) is expected
+
+
+def test_float16_on_a_cpu_is_refused():
+    with pytest.raises(UserError, match="for GPUs only"):
+        dtype_of("fp16", CPU)
+
+
+def test_workers_by_device(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert pipeline.default_workers("cpu") == pipeline.MAX_CPU_WORKERS
+    assert pipeline.default_workers("cuda") == pipeline.GPU_WORKERS
+    assert pipeline.default_workers("mps") == 1
