@@ -10,6 +10,9 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --quiet
 
+# Two processes, each with whole files, so that what a file sets up is set up once.
+PYTEST = $(PY) -m pytest --numprocesses 2 --dist loadfile
+
 # Runs one script with the environment's Python: the command before it, its duration after it.
 STEP = @bash -ec 'printf "\n$$ python %s\n" "$$*"; "$$0" "$$@"; echo "(took $$SECONDS s)"' $(PY)
 
@@ -33,13 +36,13 @@ demo: $(VENV)/.installed
 	@printf '\nOpen $(or $(OUTPUTS_DIR),outputs)/metrics/report.html in a browser.\n'
 
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest
+	$(PYTEST)
 
 # OpenCV's usual wheel needs libGL.so.1, which slim machines lack; the headless one does not.
 define ensure_opencv

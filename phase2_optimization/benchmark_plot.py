@@ -113,7 +113,7 @@ def draw_pareto(axis: Axes, rows: Sequence[Row]) -> None:
         valid = row["status"] == "ok"
         colour = GAIN if valid else INVALID
         axis.scatter(x, y, s=50, facecolor=colour if valid else "none", edgecolor=colour, zorder=2)
-        if (x, y) in labelled:
+        if (x, y) in labelled or not valid:
             axis.annotate(
                 _label(row),
                 (x, y),
@@ -121,10 +121,13 @@ def draw_pareto(axis: Axes, rows: Sequence[Row]) -> None:
                 textcoords="offset points",
                 ha="right",
                 fontsize=8,
+                color="black" if valid else INVALID,
             )
     values = [y for _, y, _ in points]
     middle, half = (max(values) + min(values)) / 2, max(1.0, 0.9 * (max(values) - min(values)))
-    axis.set_ylim(middle - half, middle + half)  # parts of a point should look like parts of one
+    axis.set_ylim(
+        max(-2, middle - half), min(102, middle + half)
+    )  # parts of a point should look like parts of one
     axis.set_xlim(0, 1.08 * max(x for x, _, _ in points))
     axis.set_xlabel("images per second")
     axis.set_ylabel("mAP, points (IoU 0.50:0.95)")

@@ -88,6 +88,7 @@ def _quantised(model: Any, calibration: Sequence[np.ndarray]) -> Any:
     """8 bits hold activations, but not coordinates: all but the networks stays in FP32, and so do
     the box predictor's matrix products, which end in coordinates (and cost next to nothing)."""
     import nncf
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     nncf.set_log_level(logging.ERROR)
     networks = _network_operations(model)
@@ -103,6 +104,10 @@ def _quantised(model: Any, calibration: Sequence[np.ndarray]) -> Any:
             nncf.Dataset([image[None] for image in calibration]),
             subset_size=len(calibration),
             preset=nncf.QuantizationPreset.MIXED,  # activations need not be symmetric
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                # A single outlier would stretch the range, and leave few of 256 steps to the rest
+                activations_range_estimator_params=RangeEstimatorParametersSet.MEAN_QUANTILE
+            ),
             ignored_scope=nncf.IgnoredScope(names=outside, validate=False),
         )
 
