@@ -234,7 +234,8 @@ class InferenceGraph(nn.Module):
         present = present | (torch.arange(rois.shape[0], device=rois.device) == 0)
         if not torch.compiler.is_compiling() and gathers(maps, self.roi_sampling_ratio):
             place = torch.nonzero(present)[:, 0]
-            levels, sizes = level_of[place].long(), (self.roi_size, self.roi_sampling_ratio)
+            levels = level_of[place].nan_to_num().long()  # a region may be no number
+            sizes = (self.roi_size, self.roi_sampling_ratio)
             return gathered_roi_align(maps, numbered[place], levels, scales, *sizes), place
         pooled, places = [], []
         for level, (feature, scale) in enumerate(zip(maps, scales, strict=True)):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
 from common import inference_ops
@@ -97,9 +96,11 @@ def stock(top: str) -> Callable[["FasterRCNN", Workshop], Predictor]:
             model.to(memory_format=torch.channels_last)
         if "folded_norms" in wanted:
             fold_batchnorm(model)
+        stack = contextlib.ExitStack()
         for name in wanted:
-            if name in replacements:  # the model is this variant's own, so they stay
-                contextlib.ExitStack().enter_context(replacements[name]())
+            if name in replacements:
+                stack.enter_context(replacements[name]())
+        model.replacements = stack  # the model is this variant's own: they stay as long as it does
         is_batched = "batched_transform" in wanted
         predict = _batched(model, device) if is_batched else stock_predictor(model, device)
         return _with_tf32(predict, device)
@@ -171,7 +172,8 @@ def graph(rung: Rung) -> Callable[["FasterRCNN", Workshop], Predictor]:
         if rung.compiled:
             _compile(inference, workshop)
         run = CudaGraphedInference(inference) if rung.recorded else inference
-        return _with_tf32(graph_predictor(run, device), device)
+        predict = _with_tf32(graph_predictor(run, device), device)
+        return _freezing(predict) if rung.compiled and device.type == "cpu" else predict
 
     return build
 
@@ -182,10 +184,17 @@ def _compile(graph: InferenceGraph, workshop: Workshop) -> None:
     # Interrupted compilers leave half a library behind, which breaks the next run from a cache
     # that is shared.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(workshop.folder / "inductor"))
-    is_cpu = workshop.device.type == "cpu"
+    replace_heavy_modules(graph, lambda module: torch.compile(module.requires_grad_(False)))
 
-    def compiled(module: nn.Module) -> Any:
-        module.requires_grad_(False)  # constants can then be laid out for the processor
-        return torch.compile(module, options={"freezing": True} if is_cpu else {})
 
-    replace_heavy_modules(graph, compiled)
+def _freezing(predict: Predictor) -> Predictor:
+    """Weights become constants of what is compiled at a first call, laid out for the processor.
+
+    As an option of torch.compile `freezing` has no effect: the tracer reads the global setting.
+    """
+
+    def predict_frozen(images: Sequence[np.ndarray]) -> list[Detections]:
+        with torch._inductor.config.patch(freezing=True):
+            return predict(images)
+
+    return predict_frozen

@@ -268,3 +268,12 @@ def test_nms_mask_without_candidates_and_its_shape_rule():
         (boxes, scores, 0.5, 0.0),
         test_utils=("test_schema", "test_faketensor"),
     )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_heads_that_give_no_numbers_crash_nothing(value):
+    model = random_detector("demo", num_classes=3, min_size=64, max_size=128, seed=0)
+    with torch.no_grad():
+        model.rpn.head.bbox_pred.bias.fill_(value)
+    boxes, scores, _, num = InferenceGraph(model)(torch.zeros(2, 64, 96, 3, dtype=torch.uint8))
+    assert boxes.shape[0] == scores.shape[0] == len(num) == 2

@@ -1,5 +1,6 @@
 """The rungs of the ladder: what they leave alone, when they run, and what they need."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from common import evaluation, onnx_graph
 from common.coco import load_split, read_image
 from common.models import load_model
-from phase2_optimization import benchmark_inference, runtimes, variants
+from phase2_optimization import benchmark_inference, builders, runtimes, variants
 from phase2_optimization.builders import Workshop
 from phase2_optimization.variants import BASELINE, VARIANTS, VariantUnavailableError
 
@@ -41,6 +42,34 @@ def test_a_variant_works_on_a_copy_of_the_model(model_path, shop):
     assert [parameter.stride() for parameter in model.parameters()] == strides
     for module in (model.backbone, model.rpn, model.roi_heads, model.roi_heads.box_roi_pool):
         assert not {"forward", "postprocess_detections"} & vars(module).keys()
+
+
+def test_the_rungs_of_the_stock_model_really_replace_its_methods(model_path, shop, monkeypatch):
+    """Replacements live in context managers, which undo them when nobody holds on to them."""
+    built = []
+    stock_predictor = builders.stock_predictor
+    monkeypatch.setattr(
+        builders, "stock_predictor", lambda m, d: built.append(m) or stock_predictor(m, d)
+    )
+    model = load_model(model_path, CPU).model
+    for name in ("folded_norms", "cached_anchors", "roi_pool", "selected_first"):
+        predict = VARIANTS[name].predictor(model, shop)
+        gc.collect()
+        predict([np.zeros((48, 64, 3), np.uint8)])
+    replaced = [
+        (
+            "forward" in vars(one.rpn.anchor_generator),
+            "forward" in vars(one.roi_heads.box_roi_pool),
+            "postprocess_detections" in vars(one.roi_heads),
+        )
+        for one in built
+    ]
+    assert replaced == [
+        (False, False, False),
+        (True, False, False),
+        (True, True, False),
+        (True, True, True),
+    ]
 
 
 @pytest.mark.parametrize(("native", "runs"), [("bf16", True), ("off", False)])
