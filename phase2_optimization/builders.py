@@ -24,6 +24,9 @@ from common.models import Detections, Predictor, stock_predictor
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
 
+# Of one piece of code, in all variants and sizes of input together; beyond, it would run uncompiled
+RECOMPILE_LIMIT = 256
+
 # In the order in which the ladder adds them to the stock model
 STOCK_RUNGS = (
     "tf32",
@@ -194,7 +197,10 @@ def _freezing(predict: Predictor) -> Predictor:
     """
 
     def predict_frozen(images: Sequence[np.ndarray]) -> list[Detections]:
-        with torch._inductor.config.patch(freezing=True):
+        with (
+            torch._inductor.config.patch(freezing=True),
+            torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT),
+        ):
             return predict(images)
 
     return predict_frozen
