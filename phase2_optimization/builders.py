@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
 from common import inference_ops
@@ -187,7 +188,11 @@ def _compile(graph: InferenceGraph, workshop: Workshop) -> None:
     # Interrupted compilers leave half a library behind, which breaks the next run from a cache
     # that is shared.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(workshop.folder / "inductor"))
-    replace_heavy_modules(graph, lambda module: torch.compile(module.requires_grad_(False)))
+
+    def compiled(module: nn.Module) -> Any:
+        return torch.compile(module.requires_grad_(False))  # what trains is no constant
+
+    replace_heavy_modules(graph, compiled)
 
 
 def _freezing(predict: Predictor) -> Predictor:

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase3_tracking/evaluate_tracking.py
 from common import artifacts, cli, paths
 from common.cli import UserError, log
 from phase3_tracking.tracker_options import (
+    FRAME_RATE,
     add_tracker_arguments,
     build_tracker,
     tracker_settings,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from phase3_tracking.mot_metrics import MatchCounts
 
 PROTOCOLS = ("auto", "classes", "mot17")
+STRONG_CONFIDENCE = 0.5  # of a detection, in files whose scores lie between 0 and 1
 DEMO_TRACKS = paths.VIDEOS / f"{paths.DEMO_VIDEO.stem}_tracked.mot.txt"
 COLUMNS = {  # heading -> key; the first six are shown in percent
     "HOTA": "hota",
@@ -125,7 +127,11 @@ def _count_by_class(one: Comparison, class_names: Mapping[int, str]) -> "dict[st
 
 
 def run_tracker(
-    detections: "MotBoxes", frame_count: int, settings: Mapping[str, Any], confidence: float | None
+    detections: "MotBoxes",
+    frame_count: int,
+    settings: Mapping[str, Any],
+    confidence: float | None,
+    frame_rate: float = FRAME_RATE,
 ) -> "MotBoxes":
     """The tracks a tracker makes of a detection file.
 
@@ -133,6 +139,7 @@ def run_tracker(
         frame_count: frames of the sequence; the tracker sees those without detections too.
         settings: the tracker and its parameters, see `tracker_settings`.
         confidence: detections below it are left out; None keeps all.
+        frame_rate: frames per second of the sequence.
     """
     import numpy as np
 
@@ -140,7 +147,10 @@ def run_tracker(
 
     if confidence is not None:
         detections = detections.select(detections.confidences >= confidence)
-    tracker = build_tracker(confidence=None, **settings)
+    scores = detections.confidences
+    are_fractions = bool(((scores >= 0) & (scores <= 1)).all())
+    strong = STRONG_CONFIDENCE if are_fractions and scores.any() else None
+    tracker = build_tracker(confidence=strong, frame_rate=frame_rate, **settings)
     rows = [np.empty((0, 8))]
     for frame in range(1, frame_count + 1):
         x1, y1, x2, y2, ids, classes, confidences = tracker.update(detections.detections(frame)).T
@@ -261,7 +271,8 @@ def _tracked_here(
         if sequence.frame_count and last > sequence.frame_count:
             what = f"has frame {last}, but seqinfo.ini says {sequence.frame_count} frames"
             raise UserError(sequence.folder, what, "correct seqinfo.ini or the files")
-        tracks = run_tracker(boxes, sequence.frame_count or int(last), settings, confidence)
+        frames, frame_rate = sequence.frame_count or int(last), sequence.frame_rate or FRAME_RATE
+        tracks = run_tracker(boxes, frames, settings, confidence, frame_rate)
         comparisons.append(Comparison(sequence.name, gt, tracks, _protocol_of(sequence, protocol)))
     return comparisons, [file for _, *pair in files for file in pair]
 

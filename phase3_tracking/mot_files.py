@@ -157,11 +157,13 @@ class MotSequence:
     Attributes:
         name: from seqinfo.ini, or the folder's name.
         frame_count: from seqinfo.ini; None where there is no such file.
+        frame_rate: frames per second, likewise.
     """
 
     name: str
     folder: Path
     frame_count: int | None
+    frame_rate: float | None = None
 
     @property
     def detections(self) -> Path:
@@ -182,12 +184,15 @@ def read_sequence(folder: Path) -> MotSequence:
         parser.read(info, encoding="utf-8-sig")
         section = parser["Sequence"]
         name, frame_count = section.get("name", folder.name), int(section["seqLength"])
+        frame_rate = float(section["frameRate"]) if "frameRate" in section else None
     except (configparser.Error, KeyError, ValueError, UnicodeDecodeError):
         remedy = "it needs a [Sequence] section with seqLength=<frames>"
-        raise UserError(info, "has no usable seqLength", remedy) from None
+        raise UserError(info, "has no usable seqLength or frameRate", remedy) from None
     if not 1 <= frame_count <= MAX_FRAME:
         raise UserError(info, f"seqLength {frame_count} is not possible", "correct it")
-    return MotSequence(name, folder, frame_count)
+    if frame_rate is not None and not 0 < frame_rate < math.inf:
+        raise UserError(info, f"frameRate {frame_rate} is not possible", "correct it")
+    return MotSequence(name, folder, frame_count, frame_rate)
 
 
 def find_sequences(path: Path) -> list[MotSequence]:

@@ -8,106 +8,224 @@
     tracks = tracker.update(detections)  # once for every frame
 
 A track is a box that stays where its last detection was; there is no motion model. Association is
-the Hungarian method (Kuhn 1955; scipy's implementation of Crouse 2016) on intersection over union,
-as in the tracking half of SORT (Bewley et al. 2016) without its Kalman filter.
+the Hungarian method (Kuhn 1955) on intersection over union, as in the tracking half of SORT (Bewley
+et al. 2016) without its Kalman filter. `Tracker` is what all trackers of this project share.
 """
 
+import math
 from abc import ABC, abstractmethod
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-MAX_PAIRS = 1 << 20  # pairs of boxes looked at in one go: bounds the memory of a crowded frame
+from phase3_tracking.association import Pairs, associate
+
+FRAME_RATE = 30.0
+FARTHEST_PX, SMALLEST_PX = 1e9, 1e-6  # of coordinates and of sides: between them no sum is lost
+LONGEST_PAUSE_S = 1.0  # between two frames; after a longer one the scene is taken for a new one
+# Rows of the array of detections and, from BOX on, of the array of tracks: one column for each.
+BOX = slice(0, 4)  # x1, y1, x2, y2
+DETECTED_CONFIDENCE, DETECTED_CLASS = 4, 5
+ID, CLASS, CONFIDENCE = 4, 5, 6  # the id is 0 until the track is first returned
+RETURNED = slice(0, 7)
+HITS = 7  # detections so far
+SINCE = 8  # frames since the last detection
+TRACK_ROWS = 9
 
 
 class Tracker(ABC):
-    """What every tracker here shares: checked input, ids, ages, and state in flat arrays.
+    """What every tracker here shares: checked input, time, ids, and all tracks in one flat array.
 
     Ids are 1, 2, 3, ... in the order in which tracks are first returned, and are never used again.
-    The order of the detections in a frame has no influence on the result.
+    An id never crosses classes. The order of the detections in a frame has no influence.
+
+    Args:
+        iou_threshold: smallest IoU that continues a track, above 0 and at most 1.
+        max_age: how many frames in a row without a detection a track survives.
+        min_hits: how many detections a track must have had before it is returned.
+        frame_rate: frames per second of the video; see `update`.
 
     Attributes:
-        dropped_detections: detections refused so far, because a value was not finite or the box
-            had no area.
+        dropped_detections: detections refused so far, because a value was not finite, the box had
+            no area, or it lay outside any picture (beyond 1e9 pixels).
         tracks_started: ids given so far.
+
+    Raises:
+        ValueError: a parameter is outside its range.
     """
 
-    def __init__(self, iou_threshold: float, max_age: int, min_hits: int):
+    track_rows = TRACK_ROWS
+
+    def __init__(
+        self, iou_threshold: float, max_age: int, min_hits: int, frame_rate: float = FRAME_RATE
+    ):
         if not 0 < iou_threshold <= 1:
             raise ValueError(f"iou_threshold must be above 0 and at most 1, not {iou_threshold}")
         if not max_age >= 0 or max_age % 1:
             raise ValueError(f"max_age must be a whole number of frames from 0, not {max_age}")
         if not min_hits >= 1 or min_hits % 1:
             raise ValueError(f"min_hits must be a whole number from 1, not {min_hits}")
+        if not 0 < frame_rate < math.inf:
+            raise ValueError(f"frame_rate must be a number above 0, not {frame_rate}")
         self.iou_threshold = float(iou_threshold)
         self.max_age = int(max_age)
         self.min_hits = int(min_hits)
+        self.frame_rate = float(frame_rate)
         self.dropped_detections = 0
         self.tracks_started = 0
-        self._detections = np.empty((0, 6))  # the last detection of each track
-        self._ids = np.empty(0, np.int64)  # 0 until the track is first returned
-        self._hits = np.empty(0, np.int64)
-        self._missed = np.empty(0, np.int64)  # consecutive frames without a detection
+        self._updates = 0
+        self._time_s: float | None = None
+        self._tracks = np.empty((self.track_rows, 0))
+        self._missed = np.empty(0, bool)  # which tracks had no detection in the frame before
 
-    @abstractmethod
-    def update(self, detections: np.ndarray) -> np.ndarray:
+    def update(self, detections: np.ndarray, timestamp_s: float | None = None) -> np.ndarray:
         """Takes the detections of the next frame and returns the tracks seen in it.
 
         Args:
             detections: (N, 6) [x1, y1, x2, y2, confidence, class_id] in pixels; an empty frame is
-                an empty array, and every frame must be given, empty or not.
+                an empty array.
+            timestamp_s: when the frame was taken, in seconds from any origin; each must be later
+                than the one before. Frames may then be left out, or come irregularly, and still a
+                track ages and moves with the time that has passed; `max_age` stays in frames of
+                `frame_rate`. Without timestamps every frame must be given, empty or not.
 
         Returns:
             (M, 7) float64 [x1, y1, x2, y2, track_id, class_id, confidence], by ascending track_id:
-            the confirmed tracks (see `min_hits`) that were matched in this very frame.
+            the confirmed tracks (see `min_hits`) that were matched in this very frame. A tracker
+            may go on for a moment with predicted boxes, where it says so.
 
         Raises:
-            ValueError: the array has another shape.
+            ValueError: the array has another shape, or time does not go forward.
         """
+        usable = self._checked(detections)
+        self._advance(self._frames_passed(timestamp_s))
+        row, track = self._match(usable)
+        if len(row):
+            self._continue(track, usable[:, row])
+        is_new = self._may_start(usable)
+        is_new[row] = False
+        if is_new.any():
+            self._start(usable[:, is_new])
+        self._updates += 1
+        return self._returned()
+
+    # --- what an algorithm may have its own way of ---------------------------------------------
+
+    @abstractmethod
+    def _match(self, detections: np.ndarray) -> Pairs:
+        """Which of the detections (6, N) continue which tracks: indices of both."""
+
+    def _may_start(self, detections: np.ndarray) -> np.ndarray:
+        """(N,) which detections (6, N) start a track unless they continue one."""
+        return np.ones(detections.shape[1], bool)
+
+    def _is_over(self) -> np.ndarray:
+        """(K,) which tracks end. SINCE counts up to the frame at hand: one more than were missed;
+        half a frame more is for timestamps that waver. Frames that were not given are not missed,
+        so a track seen in the last one given lives through a pause."""
+        oldest = self.max_age + 1.5
+        return self._tracks[SINCE] > np.where(
+            self._missed, oldest, max(oldest, LONGEST_PAUSE_S * self.frame_rate)
+        )
+
+    def _is_returned(self) -> np.ndarray:
+        """(K,) which tracks are confirmed and to be seen."""
+        return self._is_seen() & (self._tracks[HITS] >= self.min_hits)
+
+    def _is_seen(self) -> np.ndarray:
+        """(K,) which tracks have a detection in the frame at hand."""
+        return self._tracks[SINCE] == 0
+
+    def _advance(self, frames: float) -> None:
+        """Lets this many frames pass and removes the tracks that are over."""
+        since = self._tracks[SINCE]
+        self._missed = since > 0
+        since += frames
+        over = self._is_over()
+        if over.any():
+            kept = (~over).nonzero()[0]
+            self._tracks, self._missed = self._tracks.take(kept, axis=1), self._missed[kept]
+
+    def _continue(self, track: np.ndarray, detections: np.ndarray) -> None:
+        """Gives the tracks at these indices (M,) one detection (6, M) each."""
+        tracks = self._tracks
+        tracks[BOX, track] = detections[BOX]
+        tracks[CONFIDENCE, track] = detections[DETECTED_CONFIDENCE]
+        tracks[HITS, track] += 1
+        tracks[SINCE, track] = 0
+
+    def _start(self, detections: np.ndarray) -> None:
+        """Starts a track from each of the detections (6, M)."""
+        new = np.zeros((self.track_rows, detections.shape[1]))
+        new[BOX] = detections[BOX]
+        new[CLASS] = detections[DETECTED_CLASS]
+        new[CONFIDENCE] = detections[DETECTED_CONFIDENCE]
+        new[HITS] = 1
+        self._tracks = np.concatenate([self._tracks, new], axis=1)
+
+    # --- the same for all ----------------------------------------------------------------------
+
+    def _frames_passed(self, timestamp_s: float | None) -> float:
+        """Frames of `frame_rate` since the update before."""
+        if timestamp_s is None:
+            if self._time_s is not None:
+                self._time_s += 1 / self.frame_rate
+            return 1.0
+        if not math.isfinite(timestamp_s):
+            raise ValueError(f"timestamp_s must be finite, not {timestamp_s}")
+        frames = 1.0
+        if self._time_s is not None:
+            frames = (timestamp_s - self._time_s) * self.frame_rate
+        if frames <= 0:
+            raise ValueError(f"timestamp_s must grow, but {timestamp_s} follows {self._time_s}")
+        self._time_s = timestamp_s
+        return frames
 
     def _checked(self, detections: np.ndarray) -> np.ndarray:
-        """Drops unusable rows and sorts the rest, so that ties never depend on the order given."""
+        """(6, N) usable rows, sorted, so that ties never depend on the order they came in."""
         detections = np.asarray(detections, np.float64)
-        if detections.size == 0:
-            return np.empty((0, 6))
+        if not detections.size:
+            return np.empty((6, 0))
         if detections.ndim != 2 or detections.shape[1] != 6:
             raise ValueError(
                 "detections must be (N, 6) [x1, y1, x2, y2, confidence, class_id], "
                 f"not of shape {detections.shape}"
             )
+        x1, y1, x2, y2, confidence, class_id = columns = np.array(detections.T, order="C")
         with np.errstate(over="ignore", invalid="ignore"):
-            width = detections[:, 2] - detections[:, 0]
-            height = detections[:, 3] - detections[:, 1]
-            usable = np.isfinite(detections).all(axis=1) & np.isfinite(width * height)
-            usable &= (width > 0) & (height > 0) & (width * height > 0)
-        self.dropped_detections += int(len(detections) - usable.sum())
-        detections = detections[usable]
-        x1, y1, x2, y2, confidence, class_id = detections.T
-        return detections[np.lexsort((y2, x2, y1, x1, class_id, -confidence))]
+            usable = (abs(columns[BOX]) <= FARTHEST_PX).all(axis=0)  # false for NaN too
+            usable &= x2 - x1 > SMALLEST_PX
+            usable &= y2 - y1 > SMALLEST_PX
+            usable &= np.isfinite(confidence + class_id)
+        if not usable.all():
+            columns = columns[:, usable]
+            self.dropped_detections += len(usable) - columns.shape[1]
+        return columns[:, _best_first(columns)]
 
-    def _seen_now(self) -> np.ndarray:
-        """Gives ids to tracks that have just been confirmed and collects what update() returns."""
-        seen = np.flatnonzero((self._missed == 0) & (self._hits >= self.min_hits))
-        unnamed = seen[self._ids[seen] == 0]
-        self._ids[unnamed] = self.tracks_started + 1 + np.arange(len(unnamed))
-        self.tracks_started += len(unnamed)
-        seen = seen[np.argsort(self._ids[seen])]
-        rows = self._detections[seen]
-        return np.column_stack([rows[:, :4], self._ids[seen], rows[:, 5], rows[:, 4]])
+    def _returned(self) -> np.ndarray:
+        """What update() returns; gives ids to tracks that are returned for the first time."""
+        seen = self._is_returned().nonzero()[0]
+        ids = self._tracks[ID, seen]
+        unnamed = seen[ids == 0]
+        if len(unnamed):
+            last = self.tracks_started + len(unnamed)
+            self._tracks[ID, unnamed] = np.arange(self.tracks_started + 1, last + 1)
+            self.tracks_started = last
+            ids = self._tracks[ID, seen]
+        return np.array(self._tracks[RETURNED, seen[ids.argsort()]].T, order="C")
 
-    def _renew(self, alive: np.ndarray, new: np.ndarray) -> None:
-        """Keeps the tracks marked in `alive` (K,) and starts one from each row of `new` (N, 6)."""
-        nothing, once = np.zeros(len(new), np.int64), np.ones(len(new), np.int64)
-        self._detections = np.concatenate([self._detections[alive], new])
-        self._ids = np.concatenate([self._ids[alive], nothing])
-        self._hits = np.concatenate([self._hits[alive], once])
-        self._missed = np.concatenate([self._missed[alive], nothing])
+
+def _best_first(detections: np.ndarray) -> np.ndarray:
+    """Indices that sort detections (6, N): by confidence, and by everything else where it ties."""
+    x1, y1, x2, y2, confidence, class_id = detections
+    order = (-confidence).argsort(kind="stable")
+    ordered = confidence[order]
+    if (ordered[1:] == ordered[:-1]).any():
+        return np.lexsort((y2, x2, y1, x1, class_id, -confidence))
+    return order
 
 
 class IOUTracker(Tracker):
-    """Class-aware IoU tracker with its state in flat arrays, one row per track.
+    """Class-aware IoU tracker.
 
     A detection may continue a track only when both have the same class and their IoU is at least
     `iou_threshold`; so an id never crosses classes. Among all such pairs, the set with the largest
@@ -122,109 +240,27 @@ class IOUTracker(Tracker):
         min_hits: how many detections a track must have had in all, the first included, before it is
             returned. 1 returns a track in the frame it starts in. Misses in between do not reset
             the count.
+        frame_rate: frames per second; only matters where `update` is given timestamps.
 
     Raises:
         ValueError: a parameter is outside its range.
     """
 
-    def __init__(self, iou_threshold: float = 0.3, max_age: int = 30, min_hits: int = 1):
-        super().__init__(iou_threshold, max_age, min_hits)
+    def __init__(
+        self,
+        iou_threshold: float = 0.3,
+        max_age: int = 30,
+        min_hits: int = 1,
+        frame_rate: float = FRAME_RATE,
+    ):
+        super().__init__(iou_threshold, max_age, min_hits, frame_rate)
 
-    def update(self, detections: np.ndarray) -> np.ndarray:
-        detections = self._checked(detections)
-        matched, continued = associate(detections, self._detections, self.iou_threshold)
-        self._missed += 1
-        self._detections[continued] = detections[matched]
-        self._hits[continued] += 1
-        self._missed[continued] = 0
-
-        is_new = np.ones(len(detections), bool)
-        is_new[matched] = False
-        self._renew(self._missed <= self.max_age, detections[is_new])
-        return self._seen_now()
-
-
-def associate(
-    detections: np.ndarray, tracks: np.ndarray, iou_threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """One-to-one pairs of the same class with IoU >= iou_threshold and the largest total IoU.
-
-    Pairs below the threshold are removed first. What is left falls into small groups that do not
-    touch each other, so a crowded frame costs many tiny assignments instead of one huge one.
-
-    Args:
-        detections, tracks: (N, 6) and (K, 6) [x1, y1, x2, y2, confidence, class_id]; finite, each
-            box with an area.
-
-    Returns:
-        Indices into `detections` and into `tracks`, of equal length.
-    """
-    rows_at_once = max(1, MAX_PAIRS // max(1, len(tracks)))
-    parts = [
-        _overlapping_pairs(detections[start : start + rows_at_once], tracks, iou_threshold, start)
-        for start in range(0, len(detections), rows_at_once)
-    ]
-    if not parts or not sum(len(part[0]) for part in parts):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    detection, track, iou = (np.concatenate(column) for column in zip(*parts, strict=True))
-
-    # A pair whose detection and track occur in no other pair needs no assignment.
-    single = (np.bincount(detection)[detection] == 1) & (np.bincount(track)[track] == 1)
-    matched, continued = [detection[single]], [track[single]]
-    contested = np.flatnonzero(~single)
-    for group in _groups(detection[contested], track[contested]):
-        pairs = contested[group]
-        rows, row = np.unique(detection[pairs], return_inverse=True)
-        columns, column = np.unique(track[pairs], return_inverse=True)
-        gain = np.zeros((len(rows), len(columns)))
-        gain[row, column] = iou[pairs]
-        best_row, best_column = linear_sum_assignment(gain, maximize=True)
-        allowed = gain[best_row, best_column] > 0
-        matched.append(rows[best_row[allowed]])
-        continued.append(columns[best_column[allowed]])
-    return np.concatenate(matched), np.concatenate(continued)
-
-
-def _overlapping_pairs(
-    detections: np.ndarray, tracks: np.ndarray, iou_threshold: float, first_row: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(detection index, track index, IoU) of every admissible pair; a sweep along x finds them."""
-    by_left = np.argsort(tracks[:, 0], kind="stable")
-    left = tracks[by_left, 0]
-    widest = (tracks[:, 2] - tracks[:, 0]).max(initial=0)
-    begin = np.searchsorted(left, detections[:, 0] - widest)
-    end = np.searchsorted(left, detections[:, 2])
-    count = np.maximum(end - begin, 0)
-    row = np.repeat(np.arange(len(detections)), count)
-    offset = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-    track = by_left[np.repeat(begin, count) + offset]
-
-    same_class = detections[row, 5] == tracks[track, 5]
-    row, track = row[same_class], track[same_class]
-    iou = paired_iou(detections[row, :4], tracks[track, :4])
-    enough = iou >= iou_threshold
-    return row[enough] + first_row, track[enough], iou[enough]
-
-
-def paired_iou(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
-    """IoU (P,) of row i of one with row i of the other; both (P, 4) xyxy with positive areas."""
-    ax1, ay1, ax2, ay2 = boxes_a.T
-    bx1, by1, bx2, by2 = boxes_b.T
-    width = np.maximum(np.minimum(ax2, bx2) - np.maximum(ax1, bx1), 0)
-    height = np.maximum(np.minimum(ay2, by2) - np.maximum(ay1, by1), 0)
-    intersection = width * height
-    return intersection / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - intersection)
-
-
-def _groups(detection: np.ndarray, track: np.ndarray) -> list[np.ndarray]:
-    """Positions of the pairs, split into connected components of the detection-track graph."""
-    if not len(detection):
-        return []
-    first_track = detection.max() + 1
-    size = first_track + track.max() + 1
-    edges = coo_array(
-        (np.ones(len(detection), np.int8), (detection, first_track + track)), shape=(size, size)
-    )
-    component = connected_components(edges, directed=False)[1][detection]
-    order = np.argsort(component, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(component[order])) + 1)
+    def _match(self, detections: np.ndarray) -> Pairs:
+        tracks = self._tracks
+        return associate(
+            detections[BOX],
+            detections[DETECTED_CLASS],
+            tracks[BOX],
+            tracks[CLASS],
+            self.iou_threshold,
+        )

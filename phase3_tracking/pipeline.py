@@ -5,6 +5,7 @@ side by side, the caller tracks and draws, and a `BackgroundWriter` encodes. Eve
 so a slow stage holds up the ones before it and memory stays flat. Frames keep their order.
 """
 
+import copy
 import queue
 import threading
 import time
@@ -21,7 +22,9 @@ from common.cli import UserError
 
 if TYPE_CHECKING:
     import torch
+    from torchvision.models.detection import FasterRCNN
 
+    from common.models import Predictor
     from common.stop_signal import StopSignal
     from common.video import VideoWriter
 
@@ -33,13 +36,13 @@ Detect = Callable[[Frames], list[np.ndarray]]
 ENCODE_QUEUE = 8  # drawn frames that wait for the encoder
 
 
-def default_workers(device_type: str) -> int:
-    """How many batches to detect at a time on "cpu", "cuda" or another type of device."""
-    if device_type == "cpu":
+def default_workers(device: str) -> int:
+    """How many batches to detect at a time on "cpu", "cuda:0" or another device."""
+    if device == "cpu":
         import torch
 
         return min(MAX_CPU_WORKERS, torch.get_num_threads())
-    return GPU_WORKERS if device_type == "cuda" else 1
+    return GPU_WORKERS if device.startswith("cuda") else 1
 
 
 def dtype_of(precision: str, device: "torch.device") -> "torch.dtype":
@@ -58,6 +61,25 @@ def dtype_of(precision: str, device: "torch.device") -> "torch.dtype":
     if precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16", "for GPUs only", "use auto, fp32 or bf16")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def network(model: "FasterRCNN", precision: str) -> "tuple[Predictor, str, str]":
+    """A fast Predictor that leaves the model as it is, its device, and the name of its dtype.
+
+    Raises:
+        UserError: see `dtype_of`.
+    """
+    import torch
+
+    from common.fast_inference import fast_graph
+    from common.inference_graph import graph_predictor
+
+    device = next(model.parameters()).device
+    dtype = dtype_of(precision, device)
+    # in FP32 multiplications are what a CPU spends its time on
+    winograd = device.type == "cpu" and dtype == torch.float32
+    graph = fast_graph(copy.deepcopy(model), dtype, winograd=winograd)
+    return graph_predictor(graph, device), str(device), str(dtype).removeprefix("torch.")
 
 
 def in_batches(

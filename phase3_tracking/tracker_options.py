@@ -9,40 +9,60 @@ from common import cli
 if TYPE_CHECKING:
     from phase3_tracking.object_tracker import Tracker
 
-TRACKERS = ("kalman", "iou")
-IOU_THRESHOLD, MAX_AGE, MIN_HITS = 0.3, 30, 1
-WEAK_CONFIDENCE = 0.1  # the Kalman tracker makes use of detections down to here
-START_SHARE = 0.4  # it starts a track this share of the way from the confidence asked to 1
+TRACKERS = ("cmcsort", "ocsort", "bytetrack", "sort", "iou")
+FRAME_RATE = 30.0
+WEAK_CONFIDENCE = 0.1  # trackers that make use of weak detections do so down to here
+USING_WEAK = ("cmcsort", "bytetrack")
+START_SHARE = 0.4  # these start a track this share of the way from the confidence asked to 1
 
 
 def build_tracker(
-    *, tracker: str, confidence: float | None, iou_threshold: float, max_age: int, min_hits: int
+    *,
+    tracker: str,
+    confidence: float | None,
+    iou_threshold: float | None = None,
+    max_age: int | None = None,
+    min_hits: int | None = None,
+    frame_rate: float = FRAME_RATE,
 ) -> "Tracker":
     """Makes the tracker called `tracker`, one of TRACKERS.
 
     Args:
-        confidence: what counts as a strong detection for the Kalman tracker; None takes all
+        confidence: what counts as a strong detection, for trackers that distinguish; None takes all
             detections as strong, for files whose scores mean nothing.
-        iou_threshold, max_age, min_hits: see the trackers.
+        iou_threshold, max_age, min_hits: see the trackers; None is the tracker's own default.
+        frame_rate: frames per second of the video.
 
     Raises:
         ValueError: a parameter outside its range.
     """
+    from phase3_tracking.bytetrack_tracker import ByteTrackTracker
+    from phase3_tracking.cmcsort_tracker import CMCSORTTracker
+    from phase3_tracking.object_tracker import IOUTracker
+    from phase3_tracking.ocsort_tracker import OCSORTTracker
+    from phase3_tracking.sort_tracker import SORTTracker
+
+    given = {"iou_threshold": iou_threshold, "max_age": max_age, "min_hits": min_hits}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    options["frame_rate"] = frame_rate
     if tracker == "iou":
-        from phase3_tracking.object_tracker import IOUTracker
-
-        return IOUTracker(iou_threshold, max_age, min_hits)
-    from phase3_tracking.kalman_tracker import KalmanTracker
-
-    if confidence is None:
-        return KalmanTracker(iou_threshold, max_age, min_hits, -math.inf, -math.inf)
-    start = confidence + START_SHARE * (1 - confidence)
-    return KalmanTracker(iou_threshold, max_age, min_hits, confidence, start)
+        return IOUTracker(**options)
+    if tracker == "sort":
+        return SORTTracker(**options)
+    options["high_confidence"] = -math.inf if confidence is None else confidence
+    if tracker == "ocsort":
+        return OCSORTTracker(**options)
+    options["start_confidence"] = (
+        -math.inf if confidence is None else confidence + START_SHARE * (1 - confidence)
+    )
+    if tracker == "bytetrack":
+        return ByteTrackTracker(low_confidence=WEAK_CONFIDENCE, **options)
+    return CMCSORTTracker(**options)
 
 
 def smallest_confidence(tracker: str, confidence: float) -> float:
     """The weakest detections the tracker wants to see, when `confidence` was asked for."""
-    return min(confidence, WEAK_CONFIDENCE) if tracker == "kalman" else confidence
+    return min(confidence, WEAK_CONFIDENCE) if tracker in USING_WEAK else confidence
 
 
 def add_tracker_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,36 +72,32 @@ def add_tracker_arguments(parser: argparse.ArgumentParser) -> None:
         "--tracker",
         choices=TRACKERS,
         default=TRACKERS[0],
-        help="kalman predicts where a track will be; iou looks where it was",
+        help="iou looks for a track where it was, the others where it should be by now",
     )
     group.add_argument(
         "--iou-threshold",
         type=_above_zero_fraction,
-        default=IOU_THRESHOLD,
-        help="smallest overlap (IoU) with which a detection continues a track",
+        help="smallest overlap (IoU) with which a detection continues a track "
+        "(default: 0.2 for cmcsort and bytetrack, 0.3 for the others)",
     )
     group.add_argument(
         "--max-age",
         type=cli.non_negative_int,
-        default=MAX_AGE,
-        help="frames in a row a track survives without a detection",
+        help="frames in a row a track survives without a detection (default: 30 for iou, 1 for "
+        "sort, 2 seconds for cmcsort, 1 second for the others)",
     )
     group.add_argument(
         "--min-hits",
         type=cli.positive_int,
-        default=MIN_HITS,
-        help="detections a track must have had before it counts",
+        help="detections a track must have had before it counts "
+        "(default: 1 for iou, 3 for sort and ocsort, 2 for the others)",
     )
 
 
 def tracker_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The tracker and its parameters as given on the command line."""
-    return {
-        "tracker": args.tracker,
-        "iou_threshold": args.iou_threshold,
-        "max_age": args.max_age,
-        "min_hits": args.min_hits,
-    }
+    """The tracker and those of its parameters that were given on the command line."""
+    names = ("tracker", "iou_threshold", "max_age", "min_hits")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def _above_zero_fraction(text: str) -> float:

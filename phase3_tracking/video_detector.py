@@ -14,7 +14,6 @@ and NAME.json with counts and times. A video that is damaged is processed as far
 """
 
 import argparse
-import copy
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -31,9 +30,7 @@ from phase3_tracking import output_files, pipeline
 from phase3_tracking.run_report import tell, track_outcome, video_outcome
 from phase3_tracking.stage_clock import StageClock
 from phase3_tracking.tracker_options import (
-    IOU_THRESHOLD,
-    MAX_AGE,
-    MIN_HITS,
+    FRAME_RATE,
     TRACKERS,
     add_tracker_arguments,
     build_tracker,
@@ -44,7 +41,7 @@ from phase3_tracking.tracker_options import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from common.models import LoadedModel, Predictor
+    from common.models import LoadedModel
     from common.stop_signal import StopSignal
     from common.video import VideoWriter
     from phase3_tracking.object_tracker import Tracker
@@ -62,15 +59,15 @@ class VideoDetector:
     Args:
         model: what `common.models.load_model` returns, or any Predictor that also has
             `class_names` and `category_ids`, such as RecordedDetections.
-        confidence_threshold: detections below it are left out, in [0, 1]; but the Kalman tracker
+        confidence_threshold: detections below it are left out, in [0, 1]; but some trackers
             may continue a track with a weaker one.
         classes: names or category ids to keep; None keeps all.
         batch_size: frames given to the model at a time.
         workers: batches detected at a time; None chooses for the device.
         precision: of backbone and heads, one of PRECISIONS; boxes are computed in FP32. "auto" is
             the half precision that the device computes natively, or FP32.
-        tracker: "kalman" or "iou".
-        iou_threshold, max_age, min_hits: see the trackers.
+        tracker: one of tracker_options.TRACKERS.
+        iou_threshold, max_age, min_hits: see the trackers; None is the tracker's own default.
 
     Raises:
         UserError: a class the model does not have.
@@ -87,9 +84,9 @@ class VideoDetector:
         workers: int | None = None,
         precision: str = PRECISIONS[0],
         tracker: str = TRACKERS[0],
-        iou_threshold: float = IOU_THRESHOLD,
-        max_age: int = MAX_AGE,
-        min_hits: int = MIN_HITS,
+        iou_threshold: float | None = None,
+        max_age: int | None = None,
+        min_hits: int | None = None,
     ):
         import numpy as np
 
@@ -107,30 +104,20 @@ class VideoDetector:
         }
         self.new_tracker()  # refuses bad settings now, not at the first video
         self.device, self.precision = "cpu", "of the detections"
-        self._predict: Predictor
         if isinstance(model, LoadedModel):
-            import torch
-
-            from common.fast_inference import fast_graph
-            from common.inference_graph import graph_predictor
-
-            device = next(model.model.parameters()).device
-            dtype = pipeline.dtype_of(precision, device)
-            # in FP32 multiplications are what a CPU spends its time on
-            winograd = device.type == "cpu" and dtype == torch.float32
-            graph = fast_graph(copy.deepcopy(model.model), dtype, winograd=winograd)
-            self._predict = graph_predictor(graph, device)
-            self.device, self.precision = str(device), str(dtype).removeprefix("torch.")
-            self.workers = workers or pipeline.default_workers(device.type)
+            self._predict, self.device, self.precision = pipeline.network(model.model, precision)
+            self.workers = workers or pipeline.default_workers(self.device)
         else:
             self._predict = model
             self.workers = workers or 1  # it may answer in the order of the calls
         self._category_of_label = np.array([0, *self.class_names])  # label 0 is the background
         self._kept = np.array(sorted(self._categories(classes)), np.int64)
 
-    def new_tracker(self) -> "Tracker":
+    def new_tracker(self, frame_rate: float = FRAME_RATE) -> "Tracker":
         """A tracker with the settings of this detector, for one video."""
-        return build_tracker(confidence=self.confidence_threshold, **self._tracker_settings)
+        return build_tracker(
+            confidence=self.confidence_threshold, frame_rate=frame_rate, **self._tracker_settings
+        )
 
     def _categories(self, classes: Sequence[str] | None) -> set[int]:
         if classes is None:
@@ -213,7 +200,7 @@ class VideoDetector:
                 **artifacts.provenance("video_tracking", self.device, [video_path, *inputs]),
                 **outcome,
                 **track_outcome(tracker, track_log, self.class_names),
-                **self._settings(),
+                **self._settings(tracker),
             }
             artifacts.write_json(report_path, report)
         tell(video_path, report)
@@ -231,7 +218,7 @@ class VideoDetector:
         """The loop over the frames: the tracker at its end, and (frame, tracks) of every frame."""
         from phase3_tracking.drawing import TrackDrawer
 
-        tracker = self.new_tracker()
+        tracker = self.new_tracker(float(reader.fps))
         drawer = TrackDrawer(self.class_names, reader.height, float(reader.fps))
         track_log: list[tuple[int, np.ndarray]] = []
         frames = (
@@ -258,7 +245,7 @@ class VideoDetector:
         clock.seconds["encode"] = encoder.seconds if encoder else 0.0
         return tracker, track_log
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self, tracker: "Tracker") -> dict[str, Any]:
         """What a result depends on beside the model and the video."""
         return {
             "categories": {
@@ -269,7 +256,10 @@ class VideoDetector:
                 "batch_size": self.batch_size,
                 "workers": self.workers,
                 "precision": self.precision,
-                **self._tracker_settings,
+                "tracker": self._tracker_settings["tracker"],
+                "iou_threshold": tracker.iou_threshold,
+                "max_age": tracker.max_age,
+                "min_hits": tracker.min_hits,
             },
         }
 

@@ -96,7 +96,7 @@ def test_a_folder_of_sequences_is_tracked_with_the_protocol_of_each(tmp_path):
     assert (street["name"], street["fp"], street["fn"]) == ("street", 4, 6)
     assert report["protocols"] == ["classes", "mot17"]
     assert report["combined"]["fn"] == 7
-    assert report["tracker"]["max_age"] == 30
+    assert report["tracker"] == {"tracker": "cmcsort"}
 
 
 def test_frames_without_detections_age_the_tracks(tmp_path):

@@ -120,16 +120,25 @@ def test_everything_handed_over_is_encoded_in_order():
 @pytest.mark.parametrize("fails_at", [0, 49])
 def test_what_encoding_raises_reaches_the_caller(fails_at):
     recorder = Recorder(fails_at)
-    with pytest.raises(OSError, match="disk full"), BackgroundWriter(recorder) as encoder:
-        for (frame,) in numbered(50, 1):
-            encoder.write(frame)
+
+    def encode() -> None:
+        with BackgroundWriter(recorder) as encoder:
+            for (frame,) in numbered(50, 1):
+                encoder.write(frame)
+
+    with pytest.raises(OSError, match="disk full"):
+        encode()
     assert recorder.written == list(range(fails_at))
 
 
 def test_an_error_of_the_caller_is_not_replaced():
-    with pytest.raises(KeyError, match="mine"), BackgroundWriter(Recorder(0)) as encoder:
-        encoder.write(np.zeros((2, 2, 3), np.uint8))
-        raise KeyError("mine")
+    def encode() -> None:
+        with BackgroundWriter(Recorder(0)) as encoder:
+            encoder.write(np.zeros((2, 2, 3), np.uint8))
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        encode()
 
 
 @pytest.mark.parametrize(("received", "sizes"), [(None, [3, 3, 1]), (15, [3])])
