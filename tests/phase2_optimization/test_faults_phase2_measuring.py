@@ -233,7 +233,7 @@ def test_p2_13_out_of_memory_in_a_precision_is_a_row(go, monkeypatch):
 
 
 def test_p2_20_a_compiler_that_fails_is_a_row(go, monkeypatch):
-    def fail(module, options):
+    def fail(module):
         def call(*inputs):
             raise torch._inductor.exc.InductorError(RuntimeError("no C++ compiler"), None)
 
