@@ -33,13 +33,19 @@ def preprocess(
     """
     height, width = images.shape[1:3]
     new_height, new_width = resized_size(height, width, min_size, max_size)
-    limits = torch.tensor([new_width, new_height] * 2, dtype=torch.float32, device=images.device)
-    original = torch.tensor([width, height] * 2, dtype=torch.float32, device=images.device)
+    limits, original = _sides(new_width, new_height, mean), _sides(width, height, mean)
     pixels = images.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255)
     pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
     pixels = F.interpolate(pixels, (new_height, new_width), mode="bilinear", align_corners=False)
     padding = (0, -new_width % divisor, 0, -new_height % divisor)
     return F.pad(pixels, padding).contiguous(), limits, original / limits
+
+
+def _sides(width: int, height: int, like: Tensor) -> Tensor:
+    """float32 [4] (w, h, w, h), written on the device: a copy from the host would wait for it."""
+    sides = like.new_empty(4)
+    sides[0::2], sides[1::2] = width, height
+    return sides
 
 
 @preprocess.register_fake

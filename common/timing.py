@@ -33,6 +33,14 @@ PROC_MEMINFO = Path("/proc/meminfo")
 PROC_STATUS = Path("/proc/self/status")
 PROC_CLEAR_REFS = Path("/proc/self/clear_refs")
 MIB = 2**20
+OUT_OF_MEMORY_SIGNS = (
+    "ALLOC_FAILED",  # cuDNN, cuBLAS
+    "out of memory",
+    "can't allocate memory",
+    "Failed to allocate memory",  # ONNX Runtime's arena
+    "bad_alloc",
+    "bad allocation",
+)
 
 
 def synchronize(device: "torch.device") -> None:
@@ -53,8 +61,8 @@ def warm_up(
     """Runs all arms until none of them gets faster any more; returns how many rounds it took.
 
     First calls allocate memory, choose kernels, compile and fill caches. An arm is warm when its
-    last call was not WARM_GAIN faster than the best one before. At least MIN_WARMUP rounds are
-    run, and no further one is begun after MAX_WARMUP of them or after `budget_s`.
+    last call was not WARM_GAIN faster than the best one before, which takes MIN_WARMUP rounds to
+    tell. No further round is begun after MAX_WARMUP of them or after `budget_s`.
     """
     best = dict.fromkeys(arms, float("inf"))
     started = perf_counter()
@@ -236,14 +244,15 @@ def resident_peak_mib() -> float | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that the device or the host has no memory left. cuDNN, cuBLAS,
-    MPS and the CPU's allocator say so in the text of an ordinary RuntimeError."""
+    MPS, the CPU's allocator and ONNX Runtime say so in the text of an exception of another kind."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    text = str(error)
-    signs = ("ALLOC_FAILED", "out of memory", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    is_of_a_library = isinstance(error, RuntimeError) or type(error).__module__.startswith(
+        "onnxruntime."
+    )
+    return is_of_a_library and any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
 
 
 def resident_mib() -> float | None:

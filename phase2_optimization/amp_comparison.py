@@ -20,7 +20,7 @@ from common.gpu_state import gpu_state
 from common.inference_graph import InferenceGraph, graph_predictor
 from phase2_optimization.amp_arm import Precision, TrainingArm, precisions, usual_amp
 from phase2_optimization.amp_batches import Batch, training_batches
-from phase2_optimization.host_memory import bounded_host_memory
+from phase2_optimization.memory_use import bounded_host_memory
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN

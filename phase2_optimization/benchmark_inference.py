@@ -32,10 +32,8 @@ from common.cli import UserError, log
 from phase2_optimization.batch_search import MAX_BATCH_SIZE
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-    from common.coco import CocoSplit
     from phase2_optimization.builders import Workshop
     from phase2_optimization.measuring import Benchmark
 
@@ -78,7 +76,7 @@ def benchmark_inference(
     import torch
 
     from common.gpu_state import gpu_state
-    from phase2_optimization.inputs import load_inputs, start, writable_folder
+    from phase2_optimization.inputs import load_inputs, start, timed_images, writable_folder
     from phase2_optimization.measuring import Benchmark
 
     writable_folder(output)
@@ -89,7 +87,7 @@ def benchmark_inference(
     height, width = images[0].shape[:2]
     log.info("Timed: %s; images of %dx%d", TIMED, width, height)
     report_path, picture = output / "inference_benchmark.json", output / "inference_benchmark.png"
-    finished, before = False, gpu_state(device)
+    finished = False
     with workshop(device, data_path, names, skipped) as shop:
         benchmark = Benchmark(
             loaded.model, shop, split, images, num_iterations, time_budget_s, max_images, seed
@@ -106,7 +104,7 @@ def benchmark_inference(
                     "architecture": loaded.architecture,
                     "image_size": [width, height],
                     "evaluated_images": min(max_images, len(split.records)),
-                    **findings(benchmark, before, gpu_state(device), latency_budget_ms, seed),
+                    **findings(benchmark, gpu_state(device), latency_budget_ms, seed),
                 }
                 artifacts.write_json(report_path, report)
     show(report, picture)
@@ -126,6 +124,8 @@ def measure(
     Raises:
         UserError: nothing fits into memory, or no time can be believed.
     """
+    from phase2_optimization.conclusion import finalists
+
     sizes = batch_sizes or [1]
     benchmark.check(names, sizes, skipped)
     for batch_size in sizes:
@@ -136,11 +136,11 @@ def measure(
         raise UserError(f"--batch-sizes {min(sizes)}", what, "use smaller ones, or run it again")
     if batch_sizes is None:
         search_batch_size(benchmark, latency_budget_ms, seed)
+    benchmark.time_finalists(finalists(benchmark, latency_budget_ms))
 
 
 def findings(
     benchmark: "Benchmark",
-    before: dict[str, Any] | None,
     after: dict[str, Any] | None,
     latency_budget_ms: float | None,
     seed: int,
@@ -148,16 +148,16 @@ def findings(
     """What was measured, beside what may have disturbed it.
 
     Args:
-        before, after: see `common.gpu_state`.
+        after: state of the GPU when the last arms were timed, see `common.gpu_state`.
     """
     from common.gpu_state import warnings_from
     from phase2_optimization.conclusion import conclude
 
     return {
         "timed": TIMED,
-        "tf32": "off in the baseline, on in every other variant on CUDA",
-        "gpu_state": {"before": before, "after": after},
-        "warnings": warnings_from(before, after),
+        "tf32": "off in the baseline and under stock autocast, on in all other variants on CUDA",
+        "gpu_state": {"before": benchmark.gpu_before, "after": after},
+        "warnings": warnings_from(benchmark.gpu_before, after),
         **conclude(benchmark, latency_budget_ms, seed),
     }
 
@@ -189,14 +189,14 @@ def workshop(
     names: Sequence[str],
     skipped: dict[str, str],
 ) -> Iterator["Workshop"]:
-    """A folder for exported files, gone afterwards, and training images where a variant that will
-    run calibrates on them."""
+    """A folder for exported and compiled files, gone afterwards, and training images where a
+    variant that will run calibrates on them."""
     import tempfile
 
     import torch
 
     from common.coco import read_image, training_split
-    from phase2_optimization.builders import Workshop
+    from phase2_optimization.builders import Workshop, compiler_cache
     from phase2_optimization.runtimes import is_installed
     from phase2_optimization.variants import CALIBRATED
 
@@ -206,7 +206,10 @@ def workshop(
         step = max(1, len(split.records) // CALIBRATION_IMAGES)
         records = split.records[::step][:CALIBRATION_IMAGES]
         images = [read_image(r.path, (r.width, r.height)) for r in records]
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
+        compiler_cache(Path(folder) / "inductor"),
+    ):
         yield Workshop(device, Path(folder), images, torch.get_num_threads())
 
 
@@ -245,33 +248,6 @@ def log_budget(report: dict[str, Any]) -> None:
         "Best within %g ms: %s at batch size %d, %.1f images/s, p90 %.1f ms",
         *(budget, best["variant"], best["batch_size"], best["throughput_img_s"], best["p90_ms"]),
     )
-
-
-def timed_images(
-    split: "CocoSplit", largest_batch: int, size: tuple[int, int] | None
-) -> list["np.ndarray"]:
-    """Images of one size to make batches of: those of the most common size of the split.
-
-    Args:
-        largest_batch: at most this many, and at least 16 if there are as many, are returned.
-        size: (width, height) to resize all to instead; then the first images are taken.
-    """
-    from collections import Counter
-
-    import numpy as np
-    from PIL import Image
-
-    from common.coco import read_image
-
-    records = split.records
-    if size is None:
-        sizes = Counter((record.width, record.height) for record in records)
-        common = max(sizes, key=lambda pair: (sizes[pair], pair))
-        records = tuple(r for r in records if (r.width, r.height) == common)
-    images = [read_image(r.path, (r.width, r.height)) for r in records[: max(largest_batch, 16)]]
-    if size is not None:
-        images = [np.array(Image.fromarray(image).resize(size)) for image in images]
-    return images
 
 
 def log_batch_size(rows: Sequence[dict[str, Any]], batch_size: int) -> None:

@@ -145,6 +145,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def _draw_throughput(axis: Axes, rows: Sequence[Row]) -> None:
+    rows = [row for row in rows if row["status"] == "ok"]
     names = list(dict.fromkeys(row["variant"] for row in rows))
     best = {
         name: max(row["throughput_img_s"] for row in rows if row["variant"] == name)
@@ -168,6 +169,6 @@ def _draw_throughput(axis: Axes, rows: Sequence[Row]) -> None:
     axis.set_ylim(bottom=0)
     axis.set_xlabel("batch size")
     axis.set_ylabel("images per second")
-    axis.set_title("Throughput of the fastest")
+    axis.set_title("Throughput of the fastest valid ones")
     axis.legend(fontsize=8, frameon=False)
     axis.grid(alpha=0.3)

@@ -20,13 +20,14 @@ from common.fastpath_boxes import cached_anchors, thresholded_first
 from common.fastpath_layers import fast_roi_pool
 from common.inference_graph import InferenceGraph, batch_predictor, graph_predictor
 from common.low_precision import replace_heavy_modules
-from common.models import Detections, Predictor, stock_predictor
+from common.models import Detections, Predictor, resized_size, stock_predictor
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
 
 # Of one piece of code, in all variants and sizes of input together; beyond, it would run uncompiled
 RECOMPILE_LIMIT = 256
+COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 # In the order in which the ladder adds them to the stock model
 STOCK_RUNGS = (
@@ -52,12 +53,31 @@ class Workshop:
         folder: for exported files, which variants share.
         calibration: uint8 RGB images (H, W, 3) that quantisation may look at.
         threads: of the CPU, for runtimes that would take their own number.
+        allows_tf32: in every variant but the baseline, on CUDA.
     """
 
     device: torch.device
     folder: Path
     calibration: Sequence[np.ndarray]
     threads: int
+    allows_tf32: bool = True
+
+
+@contextlib.contextmanager
+def compiler_cache(folder: Path) -> Iterator[None]:
+    """Lets torch.compile keep its libraries in this folder, unless the user has chosen another.
+
+    Interrupted compilers leave half a library behind, which breaks the next run from a cache that
+    is shared.
+    """
+    if COMPILER_CACHE in os.environ:
+        yield
+        return
+    os.environ[COMPILER_CACHE] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[COMPILER_CACHE]
 
 
 @contextlib.contextmanager
@@ -71,9 +91,9 @@ def tf32(enabled: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def _with_tf32(predict: Predictor, device: torch.device) -> Predictor:
+def _with_tf32(predict: Predictor, workshop: Workshop) -> Predictor:
     """On CUDA every rung above the baseline may use TF32."""
-    if device.type != "cuda":
+    if workshop.device.type != "cuda" or not workshop.allows_tf32:
         return predict
 
     def predict_with_tf32(images: Sequence[np.ndarray]) -> list[Detections]:
@@ -107,7 +127,7 @@ def stock(top: str) -> Callable[["FasterRCNN", Workshop], Predictor]:
         model.replacements = stack  # the model is this variant's own: they stay as long as it does
         is_batched = "batched_transform" in wanted
         predict = _batched(model, device) if is_batched else stock_predictor(model, device)
-        return _with_tf32(predict, device)
+        return _with_tf32(predict, workshop)
 
     return build
 
@@ -119,14 +139,16 @@ def _batched(model: "FasterRCNN", device: torch.device) -> Predictor:
         torch.tensor(values, device=device)
         for values in (transform.image_mean, transform.image_std)
     )
-    sizes = (int(transform.min_size[-1]), int(transform.max_size), int(transform.size_divisible))
+    min_size, max_size = int(transform.min_size[-1]), int(transform.max_size)
+    divisor = int(transform.size_divisible)
 
     @torch.inference_mode()
     def run(batch: np.ndarray) -> Sequence[Any]:
         images = torch.from_numpy(batch).to(device)
-        pixels, limits, scale = inference_ops.preprocess(images, mean, std, *sizes)
-        width, height = (int(side) for side in limits[:2].tolist())
-        image_list = ImageList(pixels, [(height, width)] * len(batch))
+        pixels, _, scale = inference_ops.preprocess(images, mean, std, min_size, max_size, divisor)
+        height, width = batch.shape[1:3]
+        resized = resized_size(height, width, min_size, max_size)
+        image_list = ImageList(pixels, [resized] * len(batch))
         features = model.backbone(pixels)
         proposals, _ = model.rpn(image_list, features)
         found, _ = model.roi_heads(features, proposals, image_list.image_sizes)
@@ -174,20 +196,17 @@ def graph(rung: Rung) -> Callable[["FasterRCNN", Workshop], Predictor]:
             raise VariantUnavailableError("this GPU has no bfloat16")
         inference = fast_graph(model, rung.dtype, winograd=rung.winograd)
         if rung.compiled:
-            _compile(inference, workshop)
+            _compile(inference)
         run = CudaGraphedInference(inference) if rung.recorded else inference
-        predict = _with_tf32(graph_predictor(run, device), device)
+        predict = _with_tf32(graph_predictor(run, device), workshop)
         return _freezing(predict) if rung.compiled and device.type == "cpu" else predict
 
     return build
 
 
-def _compile(graph: InferenceGraph, workshop: Workshop) -> None:
+def _compile(graph: InferenceGraph) -> None:
     """Compiles the parts without lists and waits. Each size of input is compiled on its own, then
     once for all further ones."""
-    # Interrupted compilers leave half a library behind, which breaks the next run from a cache
-    # that is shared.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(workshop.folder / "inductor"))
 
     def compiled(module: nn.Module) -> Any:
         return torch.compile(module.requires_grad_(False))  # what trains is no constant

@@ -193,8 +193,8 @@ def profile_model(
     import torch
 
     from phase2_optimization import profiling
-    from phase2_optimization.host_memory import bounded_host_memory
     from phase2_optimization.inputs import load_inputs, writable_folder
+    from phase2_optimization.memory_use import bounded_host_memory
 
     writable_folder(output)
     # TF32 stays as PyTorch has it: so do training and the video pipeline.

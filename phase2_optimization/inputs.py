@@ -1,16 +1,18 @@
 """What every script of this phase begins with: a trained model and data of the same classes."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import environment, paths
 from common.cli import UserError, log
-from common.coco import CocoSplit, training_split
+from common.coco import CocoSplit, read_image, training_split
 from common.models import LoadedModel, load_model
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -72,6 +74,34 @@ def load_inputs(
         if not split.records:
             raise UserError(split.annotation_file, "no images", "give a split with images")
     return loaded, splits
+
+
+def most_common_size(split: CocoSplit) -> tuple[int, int]:
+    """(width, height) of most images; of sizes that are equally common, the widest."""
+    sizes = Counter((record.width, record.height) for record in split.records)
+    return max(sizes, key=lambda size: (sizes[size], size))
+
+
+def timed_images(
+    split: CocoSplit, largest_batch: int, size: tuple[int, int] | None
+) -> "list[np.ndarray]":
+    """Images of one size to make batches of: those of the most common size of the split.
+
+    Args:
+        largest_batch: at most this many, and at least 16 if there are as many, are returned.
+        size: (width, height) to resize all to instead; then the first images are taken.
+    """
+    import numpy as np
+    from PIL import Image
+
+    records = split.records
+    if size is None:
+        common = most_common_size(split)
+        records = tuple(r for r in records if (r.width, r.height) == common)
+    images = [read_image(r.path, (r.width, r.height)) for r in records[: max(largest_batch, 16)]]
+    if size is not None:
+        images = [np.array(Image.fromarray(image).resize(size)) for image in images]
+    return images
 
 
 def _some(names: tuple[str, ...]) -> str:

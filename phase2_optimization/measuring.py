@@ -1,7 +1,8 @@
 """The measurement behind benchmark_inference: parity and mAP first, then interleaved timing."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ from common import evaluation, timing
 from common.cli import UserError, log
 from common.coco import CocoSplit
 from common.comparison import compare
+from common.gpu_state import gpu_state
 from common.models import Detections, Predictor
-from phase2_optimization import batch_search
+from phase2_optimization import batch_search, validity
+from phase2_optimization.arms import Arm, ArmFailedError, Pair, Timed
 from phase2_optimization.batch_search import Measured
 from phase2_optimization.builders import VariantUnavailableError, Workshop
-from phase2_optimization.host_memory import bounded_host_memory
-from phase2_optimization.variants import BASELINE, VARIANTS, rungs_below
+from phase2_optimization.memory_use import HeldMemory, bounded_host_memory
+from phase2_optimization.variants import BASELINE, EXACT, VARIANTS, rungs_below
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
@@ -24,29 +27,6 @@ if TYPE_CHECKING:
 BASELINE_AGAIN = f"{BASELINE} (again)"  # the A/A arm: any difference from BASELINE is noise
 DISTINCT_BATCHES = 8  # batches of different images that the timed rounds go through
 UNTIMED = "untimed: in every round the clock went back or the machine slept"
-
-
-class ArmOutOfMemoryError(Exception):
-    """An arm did not fit into memory; `str(error)` is its name."""
-
-
-class Arm:
-    """A predictor over a fixed round of batches; keeps what it found in each."""
-
-    def __init__(self, name: str, predict: Predictor, batches: Sequence[list[np.ndarray]]):
-        self.found: dict[int, list[Detections]] = {}
-        self._name, self._predict, self._batches = name, predict, batches
-        self._calls = 0
-
-    def __call__(self) -> None:
-        index = self._calls % len(self._batches)
-        self._calls += 1
-        try:
-            self.found[index] = self._predict(self._batches[index])
-        except Exception as error:
-            if not timing.is_out_of_memory(error):
-                raise
-            raise ArmOutOfMemoryError(self._name) from None
 
 
 @dataclass
@@ -57,6 +37,7 @@ class Check:
     build_s: float | None = None  # building it and its first call: export, compilation, calibration
     accuracy: dict[str, Any] = field(default_factory=dict)
     found: list[Detections] = field(default_factory=list)  # on the evaluated images
+    found_strict: list[Detections] = field(default_factory=list)  # exact rungs on CUDA, no TF32
     peak_mib: dict[int, float | None] = field(default_factory=dict)  # by batch size
     out_of_memory: set[int] = field(default_factory=set)  # batch sizes
 
@@ -67,8 +48,11 @@ class Benchmark:
     Attributes:
         rows: one per variant and batch size, with the keys of the report's `results`.
         checks: of the variants, in the order they were given.
-        times: (variant, batch size) -> milliseconds per call.
+        times: (variant, batch size) -> milliseconds per call; arms of one batch size were timed
+            in the same rounds.
+        final: the same for arms of several batch sizes, all timed in the same rounds.
         noise: batch size -> ratio and interval of the baseline against its second self.
+        gpu_before: state of the GPU when the first arms were warm, see `common.gpu_state`.
     """
 
     def __init__(
@@ -84,8 +68,10 @@ class Benchmark:
     ):
         self.rows: list[dict[str, Any]] = []
         self.checks: dict[str, Check] = {}
-        self.times: dict[tuple[str, int], np.ndarray] = {}
+        self.times: dict[Pair, np.ndarray] = {}
+        self.final: dict[Pair, np.ndarray] = {}
         self.noise: dict[int, dict[str, Any]] = {}
+        self.gpu_before: dict[str, Any] | None = None
         self.memory_kind = ""
         self._model, self._workshop, self._split, self._images = model, workshop, split, images
         self._num_iterations, self._time_budget_s = num_iterations, time_budget_s
@@ -96,7 +82,7 @@ class Benchmark:
     # --- accuracy and memory, one variant at a time so that only its weights are on the device ---
 
     def check(
-        self, names: Sequence[str], batch_sizes: Sequence[int], skipped: dict[str, str]
+        self, names: Sequence[str], batch_sizes: Sequence[int], skipped: Mapping[str, str]
     ) -> None:
         """Runs each variant over the validation images, then once at every batch size.
 
@@ -124,44 +110,45 @@ class Benchmark:
                 elif name == BASELINE:
                     raise
                 else:
-                    reason = " ".join(f"{type(error).__name__}: {error}".split())
-                    check.failure = f"failed: {reason:.200}"
-                    log.warning("%s %s", name, check.failure)
-                    log.debug("%s", name, exc_info=True)
+                    check.failure = _failure(name, error)
             if name == BASELINE and (check.failure or min(batch_sizes) in check.out_of_memory):
                 raise UserError(
                     f"--batch-sizes {min(batch_sizes)}",
                     "the model does not fit into memory",
                     "use smaller batch sizes, a smaller --image-size or another --device",
                 )
-        for name, check in self.checks.items():
-            if not check.failure:
-                self._predictors[name] = VARIANTS[name].predictor(self._model, self._workshop)
 
     def _check_one(self, name: str, check: Check, batch_sizes: Sequence[int]) -> None:
         log.info("Checking %s: %s", name, VARIANTS[name].description)
+        memory = HeldMemory(self._device)
         started = perf_counter()
         predict = VARIANTS[name].predictor(self._model, self._workshop)
         predict(self._batches(min(batch_sizes))[0])
         check.build_s = perf_counter() - started
-
-        def recorded(images: Sequence[np.ndarray]) -> list[Detections]:
-            detections = predict(images)
-            check.found += detections
-            return detections
-
-        check.accuracy = evaluation.evaluate(recorded, self._split, max_images=self._max_images)
-        for batch_size in sorted(batch_sizes):
+        check.accuracy, check.found = self._evaluated(predict)
+        for size in sorted(batch_sizes):
             try:
-                with timing.PeakMemory(self._device) as memory:
-                    predict(self._batches(batch_size)[0])
+                check.peak_mib[size] = memory.of_call(partial(predict, self._batches(size)[0]))
             except Exception as error:
                 if not timing.is_out_of_memory(error):
                     raise
-                check.out_of_memory |= {size for size in batch_sizes if size >= batch_size}
-                return
-            check.peak_mib[batch_size] = memory.mib
+                check.out_of_memory |= {larger for larger in batch_sizes if larger >= size}
+                break
             self.memory_kind = memory.kind
+        if self._device.type == "cuda" and VARIANTS[name].tolerance is EXACT:
+            strict = replace(self._workshop, allows_tf32=False)
+            _, check.found_strict = self._evaluated(VARIANTS[name].predictor(self._model, strict))
+
+    def _evaluated(self, predict: Predictor) -> tuple[dict[str, Any], list[Detections]]:
+        """The accuracy on the validation images, and what was found on them."""
+        found: list[Detections] = []
+
+        def recorded(images: Sequence[np.ndarray]) -> list[Detections]:
+            detections = predict(images)
+            found.extend(detections)
+            return detections
+
+        return evaluation.evaluate(recorded, self._split, max_images=self._max_images), found
 
     def _batches(self, batch_size: int) -> list[list[np.ndarray]]:
         """Up to DISTINCT_BATCHES batches that go round the images."""
@@ -171,7 +158,7 @@ class Benchmark:
             for i in range(count)
         ]
 
-    # --- timing, all variants of a batch size interleaved ----------------------------------------
+    # --- timing, all arms interleaved ------------------------------------------------------------
 
     def time(self, batch_size: int, names: Sequence[str] | None = None) -> None:
         """Times every variant that fits at this batch size and appends a row for each.
@@ -180,32 +167,93 @@ class Benchmark:
             names: only these, and the baseline; all by default.
         """
         names = list(self.checks) if names is None else list(dict.fromkeys([BASELINE, *names]))
-        batches = self._batches(batch_size)
-        arms = {
-            name: Arm(name, self._predictors[name], batches)
-            for name in names
-            if name in self._predictors and batch_size not in self.checks[name].out_of_memory
+        fitting = [name for name in names if self._may_fit(name, batch_size)]
+        together = self._timed_together([(name, batch_size) for name in fitting])
+        for name in names:
+            timed = together
+            is_left_out = name in fitting and (name, batch_size) not in together.ms
+            if is_left_out and self._may_fit(name, batch_size):
+                timed = self._timed_alone(name, batch_size)
+            self._append_row(name, batch_size, timed)
+
+    def time_finalists(self, pairs: Sequence[Pair]) -> None:
+        """Times arms of different batch sizes in the same rounds; see `final`."""
+        self.final = self._timed_together(pairs).ms
+
+    def _may_fit(self, name: str, batch_size: int) -> bool:
+        check = self.checks[name]
+        return not check.failure and batch_size not in check.out_of_memory
+
+    def _timed_alone(self, name: str, batch_size: int) -> Timed:
+        """For an arm that does not fit beside all others: the baseline is all there is beside it,
+        or nothing where the two do not fit together."""
+        self._drop_predictors()
+        return self._timed_together(
+            [(each, batch_size) for each in dict.fromkeys((BASELINE, name))]
+        )
+
+    def _drop_predictors(self, *kept: str) -> None:
+        self._predictors = {
+            name: predict for name, predict in self._predictors.items() if name in kept
         }
-        if BASELINE in arms:
-            arms[BASELINE_AGAIN] = Arm(BASELINE_AGAIN, self._predictors[BASELINE], batches)
-        times: dict[str, np.ndarray] = {}
-        while arms and not times:
+        timing.release_free_memory(self._device)
+
+    def _timed_together(self, pairs: Sequence[Pair]) -> Timed:
+        """The arms of those pairs that fit into memory beside each other, with their times.
+
+        Where the baseline is among them it gets a second self.
+        """
+        left = list(pairs)
+        left += [(BASELINE_AGAIN, batch_size) for name, batch_size in pairs if name == BASELINE]
+        while left:
             try:
                 with bounded_host_memory(self._device):
-                    times = timing.measure_interleaved(
-                        arms,
-                        rounds=self._num_iterations,
-                        device=self._device,
-                        seed=self._seed,
-                        budget_s=self._time_budget_s * len(arms),
-                    )
-            except ArmOutOfMemoryError as error:  # go on with the others
-                del arms[str(error)]
-        for name in names:
-            if len(times.get(name, ())):
-                self.times[name, batch_size] = times[name]
-        for name in names:
-            self.rows.append(self._row(name, batch_size, times, arms))
+                    arms = {pair: self._arm(pair) for pair in left}
+                    times = self._times(arms)
+                    return Timed({pair: arm.found for pair, arm in arms.items()}, times)
+            except ArmFailedError as failed:  # go on with the others
+                self._take_note(failed)
+                left.remove(failed.arm)
+            arms = {}  # they hold what is to be released
+            self._drop_predictors(*(name for name, _ in left))
+        return Timed()
+
+    def _take_note(self, failed: ArmFailedError) -> None:
+        """Memory that runs out is no failure: the arm may fit beside fewer others."""
+        name, _ = failed.arm
+        if failed.is_out_of_memory:
+            return
+        error = failed.__cause__
+        if name not in self.checks or name == BASELINE:  # without it there is nothing to compare
+            raise error or failed
+        self.checks[name].failure = _failure(name, error)
+
+    def _arm(self, pair: Pair) -> Arm:
+        """An arm, whose predictor is built now if it was not before."""
+        name, batch_size = pair
+        if name not in self._predictors:
+            variant = VARIANTS[BASELINE if name == BASELINE_AGAIN else name]
+            try:
+                self._predictors[name] = variant.predictor(self._model, self._workshop)
+            except Exception as error:
+                raise ArmFailedError(pair, error) from error
+        return Arm(pair, self._predictors[name], self._batches(batch_size))
+
+    def _times(self, arms: Mapping[Pair, Arm]) -> dict[Pair, np.ndarray]:
+        named = {f"{name} {batch_size}": arm for (name, batch_size), arm in arms.items()}
+        timing.warm_up(named, self._device)
+        self.gpu_before = self.gpu_before or gpu_state(
+            self._device
+        )  # now its clocks are those of work
+        times = timing.measure_interleaved(
+            named,
+            rounds=self._num_iterations,
+            warmup=0,
+            device=self._device,
+            seed=self._seed,
+            budget_s=self._time_budget_s * len(arms),
+        )
+        return dict(zip(arms, times.values(), strict=True))
 
     def search(self, name: str, latency_budget_ms: float | None) -> list[int]:
         """Looks for the batch size that suits a variant best; every size tried appends rows, for
@@ -214,6 +262,7 @@ class Benchmark:
         def measure(batch_size: int) -> Measured | None:
             if (name, batch_size) not in self.times:
                 log.info("Trying batch size %d with %s", batch_size, name)
+                self._check_memory(name, batch_size)
                 self.time(batch_size, [name])
             times = self.times.get((name, batch_size))
             if times is None:
@@ -223,10 +272,22 @@ class Benchmark:
 
         return list(batch_search.search(measure, latency_budget_ms))
 
-    def _row(
-        self, name: str, batch_size: int, times: dict[str, np.ndarray], arms: dict[str, Arm]
-    ) -> dict[str, Any]:
-        check, ms = self.checks[name], times.get(name)
+    def _check_memory(self, name: str, batch_size: int) -> None:
+        """What one call takes with no other variant in memory."""
+        self._drop_predictors()
+        check, memory = self.checks[name], HeldMemory(self._device)
+        try:
+            with bounded_host_memory(self._device):
+                arm = self._arm((name, batch_size))
+                check.peak_mib[batch_size] = memory.of_call(arm)
+        except ArmFailedError as failed:
+            self._take_note(failed)
+            check.out_of_memory.add(batch_size)
+
+    # --- rows ------------------------------------------------------------------------------------
+
+    def _append_row(self, name: str, batch_size: int, timed: Timed) -> None:
+        check, ms = self.checks[name], timed.ms.get((name, batch_size))
         row: dict[str, Any] = {
             "variant": name,
             "batch_size": batch_size,
@@ -242,76 +303,65 @@ class Benchmark:
             "verdict": None,
             "status": check.failure or ("oom" if ms is None else UNTIMED),
         }
+        self.rows.append(row)
         if ms is None or not len(ms):
-            return row
+            return
+        self.times[name, batch_size] = ms
         row["latency_ms"] = timing.summarise(ms)
         row["throughput_img_s"] = batch_size / row["latency_ms"]["p50"] * 1e3
-        row["step"] = self._step(name, times)
+        row["step"] = self._step(name, batch_size, timed)
         row["verdict"] = "baseline" if name == BASELINE else None
-        if BASELINE in times:
-            against = compare(times[BASELINE], ms, times.get(BASELINE_AGAIN), self._seed)
-            row["speedup"] = {"ratio": against.ratio, "ci95": list(against.ci95)}
-            row["parity"] = self._parity(name, arms)
-            if name != BASELINE and against.noise:
-                row["verdict"] = against.verdict
-                self.noise[batch_size] = against.noise
+        if (BASELINE, batch_size) in timed.ms:
+            self._compare(row, timed)
         row["status"] = self._status(name, row)
-        return row
 
-    def _step(self, name: str, times: dict[str, np.ndarray]) -> dict[str, Any] | None:
+    def _compare(self, row: dict[str, Any], timed: Timed) -> None:
+        """Fills in what sets a row beside the baseline."""
+        name, batch_size = row["variant"], row["batch_size"]
+        baseline, ms = timed.ms[BASELINE, batch_size], timed.ms[name, batch_size]
+        again = timed.ms.get((BASELINE_AGAIN, batch_size))
+        against = compare(baseline, ms, again, self._seed)
+        row["speedup"] = {"ratio": against.ratio, "ci95": list(against.ci95)}
+        row["parity"] = self._parity(name, batch_size, timed)
+        if name != BASELINE and against.noise:
+            row["verdict"] = against.verdict
+            self.noise[batch_size] = against.noise
+
+    def _step(self, name: str, batch_size: int, timed: Timed) -> dict[str, Any] | None:
         """How many times as fast the variant is as the next rung below that was timed."""
-        below = next((rung for rung in rungs_below(name) if rung in times), None)
+        rungs = ((rung, batch_size) for rung in rungs_below(name))
+        below = next((rung for rung in rungs if rung in timed.ms), None)
         if below is None:
             return None
-        compared = compare(times[below], times[name], seed=self._seed)
-        return {"over": below, "ratio": compared.ratio, "ci95": list(compared.ci95)}
+        compared = compare(timed.ms[below], timed.ms[name, batch_size], seed=self._seed)
+        return {"over": below[0], "ratio": compared.ratio, "ci95": list(compared.ci95)}
 
-    def _parity(self, name: str, arms: dict[str, Arm]) -> dict[str, float | None]:
+    def _parity(self, name: str, batch_size: int, timed: Timed) -> dict[str, float | None]:
         """Against the baseline, on the evaluated images and on the timed batches."""
         reference, found = list(self.checks[BASELINE].found), list(self.checks[name].found)
-        for index in sorted(arms[BASELINE].found.keys() & arms[name].found.keys()):
-            reference += arms[BASELINE].found[index]
-            found += arms[name].found[index]
-        return evaluation.compare_detections(reference, [_finite(one) for one in found])
+        of_baseline, own = (timed.found[each, batch_size] for each in (BASELINE, name))
+        for index in sorted(of_baseline.keys() & own.keys()):
+            reference += of_baseline[index]
+            found += own[index]
+        return validity.parity(reference, found)
 
     def _status(self, name: str, row: dict[str, Any]) -> str:
         """ "ok", or "invalid: …" when results are further from the baseline's than tolerated."""
-        broken = _broken(self.checks[name].found, self.checks[BASELINE].found)
-        if broken:
-            return f"invalid: {broken}"
-        tolerance, parity = VARIANTS[name].tolerance_on(self._device), row["parity"]
-        reference_map, found_map = self.checks[BASELINE].accuracy["map"], row["map"]
-        if reference_map is not None and abs(found_map - reference_map) > tolerance.max_map_change:
-            return (
-                f"invalid: map {found_map:.4f} where the baseline has {reference_map:.4f} "
-                f"(tolerance {tolerance.max_map_change})"
-            )
-        if parity is None:
-            return "ok"
-        if parity["matched"] < tolerance.min_matched:
-            return (
-                f"invalid: {parity['matched']:.1%} of the boxes are the baseline's "
-                f"(tolerance {tolerance.min_matched:.0%})"
-            )
-        if (parity["max_box_error_px"] or 0.0) > tolerance.max_box_error_px:
-            return (
-                f"invalid: boxes up to {parity['max_box_error_px']:.2f} px away "
-                f"(tolerance {tolerance.max_box_error_px} px)"
-            )
-        return "ok"
+        check, baseline = self.checks[name], self.checks[BASELINE]
+        tolerance = VARIANTS[name].tolerance_on(self._device)
+        reason = (
+            validity.broken(check.found, baseline.found)
+            or validity.beyond_map(row["map"], baseline.accuracy["map"], tolerance)
+            or validity.beyond_parity(row["parity"], tolerance)
+            or validity.inexact_without_tf32(baseline.found, check.found_strict)
+        )
+        return f"invalid: {reason}" if reason else "ok"
 
 
-def _finite(found: Detections) -> Detections:
-    """The detections that are numbers."""
-    keep = np.isfinite(found.boxes_xyxy).all(axis=1) & np.isfinite(found.scores)
-    return Detections(*(values[keep] for values in found))
-
-
-def _broken(found: Sequence[Detections], reference: Sequence[Detections]) -> str:
-    """Why results are worth nothing, whatever is tolerated: 16 bits overflow into numbers that are
-    none, and a network of those finds nothing. "" when they are sound."""
-    count, expected = (sum(len(one.scores) for one in side) for side in (found, reference))
-    numbers = sum(len(_finite(one).scores) for one in found)
-    if numbers < count:
-        return f"{count - numbers} of {count} boxes are no numbers"
-    return f"no box where the baseline has {expected}" if expected and not count else ""
+def _failure(name: str, error: BaseException | None) -> str:
+    """What a row says of an error that is not ours."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    failure = f"failed: {reason:.200}"
+    log.warning("%s %s", name, failure)
+    log.debug("%s", name, exc_info=error)
+    return failure

@@ -37,7 +37,8 @@ def onnxruntime(model: "FasterRCNN", workshop: Workshop) -> Predictor:
     wanted = "CUDAExecutionProvider" if is_cuda else "CPUExecutionProvider"
     if wanted not in ort.get_available_providers():
         raise VariantUnavailableError(f"this onnxruntime has no {wanted}")
-    provider = (wanted, {"device_id": workshop.device.index or 0}) if is_cuda else wanted
+    on_cuda = {"device_id": workshop.device.index or 0, "use_tf32": int(workshop.allows_tf32)}
+    provider = (wanted, on_cuda) if is_cuda else wanted
     session = ort.InferenceSession(str(file), options, providers=[provider])
     if session.get_providers()[0] != wanted:
         raise VariantUnavailableError(f"{wanted} cannot be used: ONNX Runtime fell back to the CPU")

@@ -328,3 +328,27 @@ def test_a_peak_that_cannot_be_reset_says_so(monkeypatch, tmp_path):
     assert peak.kind == "peak resident set since the process began"
     assert peak.mib is not None
     assert peak.mib > 10
+
+
+class FailError(Exception):
+    """ONNX Runtime's exceptions have no common base but Exception."""
+
+    __module__ = "onnxruntime.capi.onnxruntime_pybind11_state"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (FailError("bfc_arena.cc: Failed to allocate memory for requested buffer of size 9"), True),
+        (FailError("Got invalid dimensions for input: images"), False),
+        (RuntimeError("expected scalar type Float"), False),
+        (ValueError("a picture of a machine that is out of memory"), False),
+    ],
+)
+def test_a_lack_of_memory_is_known_whoever_tells_it(error, expected):
+    assert timing.is_out_of_memory(error) is expected

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from common.cli import UserError
 from common.coco import load_split
 from common.models import Detections
 from phase2_optimization import batch_search, benchmark_inference, measuring, variants
-from phase2_optimization.inputs import load_inputs
+from phase2_optimization.inputs import load_inputs, timed_images
 from phase2_optimization.variants import BASELINE, VARIANTS, VariantUnavailableError
 
 CPU = torch.device("cpu")
@@ -182,8 +183,8 @@ def test_images_can_be_resized(run):
 
 def test_timed_images_have_one_size_and_are_as_many_as_needed(data_path):
     split = load_split(data_path, "val")
-    assert [i.shape for i in benchmark_inference.timed_images(split, 2, None)] == [(48, 64, 3)] * 3
-    resized = benchmark_inference.timed_images(split, 2, (32, 24))
+    assert [i.shape for i in timed_images(split, 2, None)] == [(48, 64, 3)] * 3
+    resized = timed_images(split, 2, (32, 24))
     assert [image.shape for image in resized] == [(24, 32, 3)] * 4
 
 
@@ -290,12 +291,68 @@ def test_a_model_that_never_fits_is_told_to_the_user(run, replace_variant, capsy
     assert "does not fit into memory" in capsys.readouterr().err
 
 
-def test_a_bug_in_a_variant_is_not_taken_for_a_lack_of_memory():
-    def fail(images):
-        raise RuntimeError("expected scalar type Float")
+def test_what_does_not_fit_beside_all_others_is_timed_beside_the_baseline(run, replace_variant):
+    """As on a GPU: every model takes its part of the memory."""
+    alive = weakref.WeakSet()
 
-    with pytest.raises(RuntimeError, match="expected scalar type"):
-        measuring.Arm("a", fail, [[np.zeros((4, 4, 3), np.uint8)]])()
+    def crowded(name):
+        def build(model, workshop):
+            predict = VARIANTS[BASELINE].build(model, workshop)
+
+            class Resident:
+                def __call__(self, images):
+                    if name == "folded_norms" and len(alive) > 1:
+                        raise torch.OutOfMemoryError("CUDA out of memory")
+                    return predict(images)
+
+            resident = Resident()
+            alive.add(resident)
+            return resident
+
+        return build
+
+    for name in ("channels_last", "folded_norms"):
+        replace_variant(name, crowded(name))
+    status, report = run("--variants", "channels_last,folded_norms")
+    assert status == 0
+    for name in ("channels_last", "folded_norms"):
+        for row in rows(report, name).values():
+            assert row["status"] == "ok"
+            assert row["speedup"]["ratio"] > 0
+
+
+def test_a_bug_in_a_variant_is_not_taken_for_a_lack_of_memory(run, replace_variant):
+    calls = []
+
+    def fail_late(images, found):
+        calls.append(len(images))
+        if calls.count(2) > 3:
+            raise RuntimeError("expected scalar type Float")
+        return found
+
+    replace_variant("channels_last", altered(fail_late))
+    status, report = run("--variants", "channels_last")
+    assert status == 0
+    expected = "failed: RuntimeError: expected scalar type Float"
+    assert rows(report, "channels_last")[1]["status"] == "ok"
+    assert rows(report, "channels_last")[2]["status"] == expected
+    assert rows(report, BASELINE)[2]["iterations"] == 2
+
+
+def test_the_two_baselines_share_no_memory(run, monkeypatch):
+    built = []
+    build = VARIANTS[BASELINE].build
+    monkeypatch.setitem(
+        VARIANTS,
+        BASELINE,
+        dataclasses.replace(
+            VARIANTS[BASELINE],
+            build=lambda m, w: built.append(next(m.parameters()).data_ptr()) or build(m, w),
+        ),
+    )
+    run("--variants", BASELINE, "--batch-sizes", "1")
+    assert len(built) == 3  # for the checks, then two to be timed
+    assert built[1] != built[2]
 
 
 def test_a_variant_that_cannot_run_says_why(run, replace_variant):

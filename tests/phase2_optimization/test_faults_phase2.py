@@ -23,8 +23,9 @@ import torch
 
 from common import artifacts, environment
 from common.cli import UserError
-from phase2_optimization import benchmark_plot, measuring, profiling
+from phase2_optimization import benchmark_plot, profiling
 from phase2_optimization.amp_arm import TrainingArm
+from phase2_optimization.arms import Arm, ArmFailedError
 from phase2_optimization.batch_search import MAX_BATCH_SIZE
 from phase2_optimization.variants import BASELINE, VARIANTS
 from tests.phase2_runs import SCRIPTS, contents, run, write_older
@@ -282,9 +283,9 @@ def test_p2_14_out_of_memory_in_every_timed_round_is_refused(refuses, monkeypatc
     """The checks fit one by one; all arms together never do."""
 
     def fill(self) -> None:
-        raise measuring.ArmOutOfMemoryError(self._name)
+        raise ArmFailedError(self._pair, MemoryError())
 
-    monkeypatch.setattr(measuring.Arm, "__call__", fill)
+    monkeypatch.setattr(Arm, "__call__", fill)
     line = refuses("benchmark_inference", "--batch-sizes 1: nothing could be timed (oom)")
     assert "use smaller ones" in line
 
