@@ -9,8 +9,9 @@ weights. The time of an inference does not depend on the weights, as long as as 
 through the heads as usual. This detector has random weights, normalisation statistics from real
 images (so that values keep their size) and heads scaled until scores spread. The annotations are
 the detections of its own stock FP32 inference, the best ten of an image. So mAP tells how far a
-faster way of running it departs from that: FP32 itself scores near 1. Random weights are the harder
-case: nothing has taught them to be robust.
+faster way of running it departs from that. FP32 itself scores less than 1, as its detections after
+the best ten count as false ones. Random weights are the harder case: nothing has taught them to be
+robust.
 """
 
 import argparse
