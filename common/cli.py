@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO, TypeVar
 
 from common import paths
+from common.errors import UserError as UserError  # part of what a script needs
 
 EXIT_OK, EXIT_BUG, EXIT_USER_ERROR = 0, 1, 2
 PROGRESS_INTERVAL_S = 10.0  # between plain progress lines when there is no terminal
@@ -27,14 +28,6 @@ STATUS_INTERVAL_S = 2.0  # between looks at the status beside a bar
 
 log = logging.getLogger("detection")
 Item = TypeVar("Item")
-
-
-class UserError(Exception):
-    """A mistake the person can mend. The text reads `WHERE: what is wrong – what to do`."""
-
-    def __init__(self, where: Path | str, what: str, remedy: str):
-        where = paths.display(where) if isinstance(where, Path) else where
-        super().__init__(f"{where}: {what} – {remedy}".replace("\n", " "))
 
 
 class Terminated(BaseException):

@@ -28,7 +28,7 @@ def import_pytorch() -> None:
 def import_onnxruntime() -> None:
     import onnxruntime  # noqa: F401
 
-    from phase4_deployment.package import detect  # noqa: F401
+    from common import onnx_detector  # noqa: F401
 
 
 def load_pth(path: Path, threads: int) -> Callable:
@@ -53,9 +53,9 @@ def load_pt2(path: Path, threads: int) -> Callable:
 
 
 def load_onnx(path: Path, threads: int) -> Callable:
-    from phase4_deployment.package.detect import Detector
+    from common.onnx_detector import OnnxDetector
 
-    return Detector(path, "cpu", threads)
+    return OnnxDetector(path, "cpu", threads)
 
 
 LOADERS: dict[str, tuple[Callable[[], None], Callable[[Path, int], Callable]]] = {

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/export_onnx.py` fi
 
 from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
+from common.onnx_detector import FORMAT
 from common.onnx_graph import DEFAULT_OPSET, OPSETS, write_onnx
 from phase4_deployment import parity
 
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from common.models import LoadedModel, Predictor
-    from phase4_deployment.package.detect import Detector
+    from common.onnx_detector import OnnxDetector
 
-FORMAT = "detector/1"  # read by package/detect.py
 GATE_IMAGES = 8  # images of the val split that the gate's pictures are cut from
 
 
@@ -68,21 +68,21 @@ def export_onnx(
     import torch
 
     from common.inference_graph import InferenceGraph
-    from phase4_deployment.package.detect import Detector
+    from common.onnx_detector import OnnxDetector
 
     model = copy.deepcopy(loaded.model).cpu().float()
     with artifacts.atomic_path(path) as temporary:
         graph = InferenceGraph(model)
         write_onnx(graph, temporary, metadata(loaded, graph), opset)
-        detector = Detector(temporary, "cpu", threads=torch.get_num_threads())
+        detector = OnnxDetector(temporary, "cpu", threads=torch.get_num_threads())
         measured = parity.compare_with_torch(model, detector, parity.gate_batches(images))
         if not measured["holds"]:
             raise ParityError(path, measured)
     return measured
 
 
-def onnx_predictor(detector: "Detector") -> "Predictor":
-    """A Predictor over the shipped package's own Detector."""
+def onnx_predictor(detector: "OnnxDetector") -> "Predictor":
+    """A Predictor over the shipped package's own OnnxDetector."""
     from common.models import Detections
 
     return lambda images: [Detections(*found[:3]) for found in detector(images)]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from common.models import LoadedModel
 
 DETECT = Path(__file__).resolve().parent / "package" / "detect.py"
+COMMON = ("errors.py", "onnx_detector.py", "paths.py")  # what it needs of common/
 INFO = "package_info.json"
 KNOWN = (".gitkeep", "model.onnx", "model.onnx.json", INFO)  # beside which a package may go
 REQUIREMENTS = """\
@@ -85,10 +86,15 @@ def check_target(target: Path) -> None:
 
 
 def _packaged(folder: Path) -> set[str]:
-    """Names of the files that a package wrote. Raises UserError when their list is damaged."""
+    """Names of the files and folders that a package wrote.
+
+    Raises:
+        UserError: their list is damaged.
+    """
     names = {INFO, "model.onnx", "model.onnx.json"}
     if (folder / INFO).is_file():
-        names |= set(artifacts.read_json(folder / INFO).get("files", {}))
+        files = artifacts.read_json(folder / INFO).get("files", {})
+        names |= {file.split("/")[0] for file in files}
     return names
 
 
@@ -99,7 +105,7 @@ def write_small_files(
     report: Mapping[str, Any],
 ) -> None:
     """detect.py, labels.json, requirements.txt, README.md and, last, package_info.json."""
-    shutil.copyfile(DETECT, folder / DETECT.name)
+    write_program(folder)
     labels = [
         {"label": index, "category_id": category, "name": name}
         for index, (category, name) in enumerate(
@@ -112,8 +118,12 @@ def write_small_files(
     artifacts.write_text(folder / "README.md", readme(loaded, shipped, report))
     onnx = next(row for row in shipped if row["name"] == "onnx_fp32")
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": artifacts.sha256(path)}
-        for path in sorted(folder.iterdir())
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": artifacts.sha256(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
     info = {
         **{key: report[key] for key in ("command", "created", "environment", "inputs")},
@@ -128,6 +138,14 @@ def write_small_files(
         "files": files,
     }
     artifacts.write_json(folder / INFO, info)
+
+
+def write_program(folder: Path) -> None:
+    """Copies detect.py and what it needs of the project."""
+    shutil.copyfile(DETECT, folder / DETECT.name)
+    (folder / "common").mkdir()
+    for name in COMMON:
+        shutil.copyfile(paths.ROOT / "common" / name, folder / "common" / name)
 
 
 def readme(

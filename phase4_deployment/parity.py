@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torchvision.models.detection import FasterRCNN
 
-    from phase4_deployment.package.detect import Detector
+    from common.onnx_detector import OnnxDetector
 
 # (batch, height, width): sizes common in COCO, where other exporters resize one pixel off, odd
 # ones, very small and very long ones; and batches, each of which holds a black image
@@ -40,7 +40,7 @@ LOOSEST = Tolerance(0.9, 1.0, 1e-2)  # for models that amplify rounding, above a
 
 
 def compare_with_torch(
-    model: "FasterRCNN", detector: "Detector", batches: "Sequence[Sequence[np.ndarray]]"
+    model: "FasterRCNN", detector: "OnnxDetector", batches: "Sequence[Sequence[np.ndarray]]"
 ) -> dict[str, Any]:
     """Parity of an ONNX file with torchvision's own forward pass in float32 on the CPU.
 

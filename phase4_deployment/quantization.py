@@ -230,10 +230,10 @@ def onnx_predictor(path: Path) -> "Predictor":
     """A Predictor over an ONNX detector on the CPU, with as many threads as PyTorch uses."""
     import torch
 
+    from common.onnx_detector import OnnxDetector
     from phase4_deployment import export_onnx
-    from phase4_deployment.package.detect import Detector
 
-    return export_onnx.onnx_predictor(Detector(path, "cpu", torch.get_num_threads()))
+    return export_onnx.onnx_predictor(OnnxDetector(path, "cpu", torch.get_num_threads()))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ from phase4_deployment import parity
 if TYPE_CHECKING:
     import numpy as np
 
-    from phase4_deployment.package.detect import Detector
+    from common.onnx_detector import OnnxDetector
 
 MAX_IMAGES = 50
 WARMUP_RUNS = 2
@@ -76,15 +76,12 @@ def try_onnx(
     cli.finished([output / "onnx_test.json"], "python phase4_deployment/export_all.py")
 
 
-def _load(onnx_path: Path, device: str) -> "Detector":
-    from phase4_deployment.package.detect import PROVIDERS, DetectError, Detector
+def _load(onnx_path: Path, device: str) -> "OnnxDetector":
+    from common.onnx_detector import PROVIDERS, OnnxDetector
 
     if device not in PROVIDERS:
         raise UserError(f"--device {device}", "not supported", f"use one of {', '.join(PROVIDERS)}")
-    try:
-        return Detector(onnx_path, device)
-    except DetectError as error:
-        raise UserError(error.where, error.what, error.remedy) from None
+    return OnnxDetector(onnx_path, device)
 
 
 def _read_images(folder: Path | None, max_images: int) -> "list[np.ndarray]":
@@ -103,7 +100,7 @@ def _read_images(folder: Path | None, max_images: int) -> "list[np.ndarray]":
     return [read_image(file) for file in files[:max_images]]
 
 
-def _time_each(detector: "Detector", images: "Sequence[np.ndarray]") -> tuple[list[float], int]:
+def _time_each(detector: "OnnxDetector", images: "Sequence[np.ndarray]") -> tuple[list[float], int]:
     """Milliseconds for each image, alone in its batch, and the number of detections in all."""
     for _ in range(WARMUP_RUNS):
         detector(images[:1])
@@ -117,7 +114,7 @@ def _time_each(detector: "Detector", images: "Sequence[np.ndarray]") -> tuple[li
 
 
 def _compare(
-    detector: "Detector", images: "Sequence[np.ndarray]", model_path: Path
+    detector: "OnnxDetector", images: "Sequence[np.ndarray]", model_path: Path
 ) -> dict[str, Any]:
     import torch
 

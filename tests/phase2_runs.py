@@ -21,6 +21,7 @@ from phase2_optimization import (
     mixed_precision,
 )
 from phase2_optimization.amp_arm import Precision
+from phase2_optimization.variants import stock_predictor
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,16 @@ def read(folder: Path, script: str) -> dict[str, Any]:
 def rows_of(report: dict[str, Any], variant: str) -> dict[int, dict[str, Any]]:
     """batch size -> row of a variant in an inference_benchmark.json."""
     return {row["batch_size"]: row for row in report["results"] if row["variant"] == variant}
+
+
+def altered(change):
+    """A builder of the stock predictor whose detections go through `change(images, found)`."""
+
+    def build(model, workshop):
+        predict = stock_predictor(model, workshop.device)
+        return lambda images: change(images, predict(images))
+
+    return build
 
 
 def arms_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,10 +1,14 @@
 """A tiny detector with random weights and a tiny COCO data set; nothing here takes a second."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from phase2_optimization import benchmark_inference
+from phase2_optimization.variants import VARIANTS
 
 CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 7, "name": "box"}]
 
@@ -63,3 +67,29 @@ def model_path(tmp_path_factory):
         summary={},
     )
     return path
+
+
+@pytest.fixture
+def run(model_path, data_path, tmp_path):
+    """Runs the command; returns its exit status and the report, None where none was written."""
+
+    def run_command(*extra: str) -> tuple[int, dict | None]:
+        common = f"--model-path {model_path} --data-path {data_path} --output {tmp_path}"
+        small = "--device cpu --num-iterations 2 --batch-sizes 1,2 --max-images 2"
+        status = benchmark_inference.main([*common.split(), *small.split(), *extra])
+        report = tmp_path / "inference_benchmark.json"
+        if not report.exists():
+            return status, None
+        return status, json.loads(report.read_text(encoding="utf-8"))
+
+    return run_command
+
+
+@pytest.fixture
+def replace_variant(monkeypatch):
+    """Gives a variant another way of building its predictor, for one test."""
+
+    def replace(name: str, build) -> None:
+        monkeypatch.setitem(VARIANTS, name, dataclasses.replace(VARIANTS[name], build=build))
+
+    return replace

@@ -1,22 +1,18 @@
 """The inference benchmark on a tiny model: its report, its guards and how it fails."""
 
-import dataclasses
-import json
 import shutil
-import weakref
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from common.cli import UserError
 from common.coco import load_split
-from common.models import Detections
-from phase2_optimization import batch_search, benchmark_inference, measuring, variants
+from phase2_optimization import batch_search, benchmark_inference, measuring
 from phase2_optimization.inputs import load_inputs, timed_images
 from phase2_optimization.variants import BASELINE, VARIANTS, VariantUnavailableError
+from tests.phase2_runs import altered, rows_of
 
 CPU = torch.device("cpu")
 EXACT_ON_CPU = [
@@ -31,46 +27,6 @@ EXACT_ON_CPU = [
     "winograd",
 ]
 LEFT_OUT_ON_CPU = {"compiled": "add --compile", "bf16_compiled": "add --compile"}
-
-
-@pytest.fixture
-def run(model_path, data_path, tmp_path):
-    """Runs the command; returns its exit status and the report, None where none was written."""
-
-    def run_command(*extra: str) -> tuple[int, dict | None]:
-        common = f"--model-path {model_path} --data-path {data_path} --output {tmp_path}"
-        small = "--device cpu --num-iterations 2 --batch-sizes 1,2 --max-images 2"
-        status = benchmark_inference.main([*common.split(), *small.split(), *extra])
-        report = tmp_path / "inference_benchmark.json"
-        if not report.exists():
-            return status, None
-        return status, json.loads(report.read_text(encoding="utf-8"))
-
-    return run_command
-
-
-def rows(report: dict, variant: str) -> dict[int, dict]:
-    return {r["batch_size"]: r for r in report["results"] if r["variant"] == variant}
-
-
-@pytest.fixture
-def replace_variant(monkeypatch):
-    """Gives a variant another way of building its predictor, for one test."""
-
-    def replace(name: str, build) -> None:
-        monkeypatch.setitem(VARIANTS, name, dataclasses.replace(VARIANTS[name], build=build))
-
-    return replace
-
-
-def altered(change):
-    """A builder of the stock predictor whose detections go through `change(images, found)`."""
-
-    def build(model, workshop):
-        predict = variants.stock_predictor(model, workshop.device)
-        return lambda images: change(images, predict(images))
-
-    return build
 
 
 # --- the report -------------------------------------------------------------------------------
@@ -99,7 +55,7 @@ def test_every_variant_gets_a_row_with_the_keys_of_the_contract(run, no_runtimes
         (name, size) for size in (1, 2) for name in on_cpu
     ]
     for name, reason in LEFT_OUT_ON_CPU.items():
-        assert reason in rows(report, name)[1]["status"]
+        assert reason in rows_of(report, name)[1]["status"]
     for row in (row for row in report["results"] if row["variant"] in EXACT_ON_CPU):
         assert row["iterations"] == 7
         assert set(row["latency_ms"]) == {"p50", "p90", "p99", "mean"}
@@ -112,8 +68,8 @@ def test_every_variant_gets_a_row_with_the_keys_of_the_contract(run, no_runtimes
         assert 0 <= row["map"] <= row["map_50"] <= 1
         assert row["peak_memory_mib"] > 10
         assert row["status"] == "ok"
-    assert rows(report, BASELINE)[1]["speedup"] == {"ratio": 1.0, "ci95": [1.0, 1.0]}
-    below = {name: rows(report, name)[1]["step"]["over"] for name in EXACT_ON_CPU[1:]}
+    assert rows_of(report, BASELINE)[1]["speedup"] == {"ratio": 1.0, "ci95": [1.0, 1.0]}
+    below = {name: rows_of(report, name)[1]["step"]["over"] for name in EXACT_ON_CPU[1:]}
     assert below == dict(zip(EXACT_ON_CPU[1:], EXACT_ON_CPU, strict=False))  # a ladder
     assert set(report["noise"]) == {"1", "2"}
     assert report["optimal_batch_size"] in (1, 2)
@@ -134,7 +90,7 @@ def test_the_best_batch_size_is_looked_for(run, monkeypatch):
     monkeypatch.setattr(batch_search.search, "__defaults__", (None, 4))
     status, report = run("--variants", BASELINE, "--batch-sizes", "auto", "--num-iterations", "7")
     assert status == 0
-    tried = sorted(rows(report, BASELINE))
+    tried = sorted(rows_of(report, BASELINE))
     assert tried[0] == 1
     assert tried[-1] <= 4
     assert len(tried) > 1
@@ -150,7 +106,7 @@ def test_a_batch_size_that_does_not_fit_ends_the_search(run, replace_variant):
     replace_variant(BASELINE, altered(fail))
     status, report = run("--variants", BASELINE, "--batch-sizes", "auto", "--num-iterations", "7")
     assert status == 0
-    found = rows(report, BASELINE)
+    found = rows_of(report, BASELINE)
     assert {size: row["status"] for size, row in found.items() if size > 2} in (
         {3: "oom", 4: "oom"},
         {4: "oom"},
@@ -164,7 +120,7 @@ def test_the_best_within_a_latency_budget(run, budget, is_met):
     best = report["best_within_latency_budget"]
     assert report["latency_budget_ms"] == float(budget)
     if is_met:
-        row = rows(report, BASELINE)[best["batch_size"]]
+        row = rows_of(report, BASELINE)[best["batch_size"]]
         assert best["p90_ms"] == row["latency_ms"]["p90"]
         assert best["throughput_img_s"] == max(r["throughput_img_s"] for r in report["results"])
     else:
@@ -188,171 +144,7 @@ def test_timed_images_have_one_size_and_are_as_many_as_needed(data_path):
     assert [image.shape for image in resized] == [(24, 32, 3)] * 4
 
 
-# --- guards -----------------------------------------------------------------------------------
-
-
-def test_too_few_iterations_claim_nothing(run):
-    status, report = run("--variants", "channels_last")
-    assert status == 0
-    assert rows(report, "channels_last")[1]["verdict"] == "too few rounds to tell"
-    assert report["fastest_variant"] is None
-    assert report["conclusion"].startswith("No winner")
-
-
-def test_boxes_beyond_the_tolerance_make_a_row_invalid(run, replace_variant):
-    def shift(images, found):
-        return [d._replace(boxes_xyxy=d.boxes_xyxy + np.float32(3)) for d in found]
-
-    replace_variant("channels_last", altered(shift))
-    status, report = run("--variants", "channels_last")
-    assert status == 0
-    for row in rows(report, "channels_last").values():
-        assert row["status"].startswith("invalid: ")
-        assert "of the boxes are the baseline's" in row["status"]
-    assert report["fastest_variant"] is None
-    assert "channels_last" not in report["optimal_batch_size_by_variant"]
-    assert rows(report, BASELINE)[1]["status"] == "ok"
-
-
-def test_additional_boxes_make_a_row_invalid(run, replace_variant):
-    """They come last, so mAP hardly notices them."""
-
-    def add(images, found):
-        extra = Detections(
-            np.array([[0, 0, 9, 9]], np.float32), np.array([0.051], np.float32), np.array([1])
-        )
-        return [
-            Detections(*(np.concatenate(both) for both in zip(one, extra, strict=True)))
-            for one in found
-        ]
-
-    replace_variant("channels_last", altered(add))
-    _, report = run("--variants", "channels_last")
-    assert rows(report, "channels_last")[1]["status"].startswith("invalid: ")
-
-
-def test_not_a_number_is_invalid_and_the_report_stays_json(run, replace_variant):
-    def spoil(images, found):
-        return [d._replace(boxes_xyxy=np.full_like(d.boxes_xyxy, np.nan)) for d in found]
-
-    replace_variant("inference_graph", altered(spoil))
-    status, report = run("--variants", "inference_graph")
-    assert status == 0
-    assert rows(report, "inference_graph")[1]["status"].startswith("invalid: ")
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        MemoryError(),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-    ],
-    ids=["cuda", "python", "cpu"],
-)
-def test_out_of_memory_at_a_batch_size_is_a_row(run, replace_variant, error):
-    def fail(images, found):
-        if len(images) > 1:
-            raise error
-        return found
-
-    replace_variant("channels_last", altered(fail))
-    status, report = run("--variants", "channels_last")
-    assert status == 0
-    found = rows(report, "channels_last")
-    assert found[1]["status"] == "ok"
-    assert found[2]["status"] == "oom"
-    assert found[2]["latency_ms"] is found[2]["speedup"] is found[2]["throughput_img_s"] is None
-    assert rows(report, BASELINE)[2]["latency_ms"]["p50"] > 0
-
-
-def test_out_of_memory_while_timing_drops_that_arm_only(run, replace_variant):
-    calls = []
-
-    def fail_late(images, found):
-        calls.append(len(images))
-        if calls.count(2) > 3:  # the checks and one warm-up round fit
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return found
-
-    replace_variant("channels_last", altered(fail_late))
-    _, report = run("--variants", "channels_last")
-    assert rows(report, "channels_last")[2]["status"] == "oom"
-    assert rows(report, BASELINE)[2]["iterations"] == 2
-
-
-def test_a_model_that_never_fits_is_told_to_the_user(run, replace_variant, capsys):
-    def fail(images, found):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    replace_variant(BASELINE, altered(fail))
-    status, report = run("--variants", BASELINE)
-    assert (status, report) == (2, None)
-    assert "does not fit into memory" in capsys.readouterr().err
-
-
-def test_what_does_not_fit_beside_all_others_is_timed_beside_the_baseline(run, replace_variant):
-    """As on a GPU: every model takes its part of the memory."""
-    alive = weakref.WeakSet()
-
-    def crowded(name):
-        def build(model, workshop):
-            predict = VARIANTS[BASELINE].build(model, workshop)
-
-            class Resident:
-                def __call__(self, images):
-                    if name == "folded_norms" and len(alive) > 1:
-                        raise torch.OutOfMemoryError("CUDA out of memory")
-                    return predict(images)
-
-            resident = Resident()
-            alive.add(resident)
-            return resident
-
-        return build
-
-    for name in ("channels_last", "folded_norms"):
-        replace_variant(name, crowded(name))
-    status, report = run("--variants", "channels_last,folded_norms")
-    assert status == 0
-    for name in ("channels_last", "folded_norms"):
-        for row in rows(report, name).values():
-            assert row["status"] == "ok"
-            assert row["speedup"]["ratio"] > 0
-
-
-def test_a_bug_in_a_variant_is_not_taken_for_a_lack_of_memory(run, replace_variant):
-    calls = []
-
-    def fail_late(images, found):
-        calls.append(len(images))
-        if calls.count(2) > 3:
-            raise RuntimeError("expected scalar type Float")
-        return found
-
-    replace_variant("channels_last", altered(fail_late))
-    status, report = run("--variants", "channels_last")
-    assert status == 0
-    expected = "failed: RuntimeError: expected scalar type Float"
-    assert rows(report, "channels_last")[1]["status"] == "ok"
-    assert rows(report, "channels_last")[2]["status"] == expected
-    assert rows(report, BASELINE)[2]["iterations"] == 2
-
-
-def test_the_two_baselines_share_no_memory(run, monkeypatch):
-    built = []
-    build = VARIANTS[BASELINE].build
-    monkeypatch.setitem(
-        VARIANTS,
-        BASELINE,
-        dataclasses.replace(
-            VARIANTS[BASELINE],
-            build=lambda m, w: built.append(next(m.parameters()).data_ptr()) or build(m, w),
-        ),
-    )
-    run("--variants", BASELINE, "--batch-sizes", "1")
-    assert len(built) == 3  # for the checks, then two to be timed
-    assert built[1] != built[2]
+# --- variants that cannot run, runs that are stopped ---------------------------------------------
 
 
 def test_a_variant_that_cannot_run_says_why(run, replace_variant):
@@ -362,12 +154,12 @@ def test_a_variant_that_cannot_run_says_why(run, replace_variant):
     replace_variant("channels_last", refuse)
     status, report = run("--variants", "channels_last")
     assert status == 0
-    assert rows(report, "channels_last")[1]["status"] == "unavailable: no compiler found"
+    assert rows_of(report, "channels_last")[1]["status"] == "unavailable: no compiler found"
 
 
 def test_float16_on_a_cpu_is_unavailable(run):
     _, report = run("--variants", "fp16")
-    assert rows(report, "fp16")[1]["status"] == "unavailable: made for cuda, not cpu"
+    assert rows_of(report, "fp16")[1]["status"] == "unavailable: made for cuda, not cpu"
 
 
 def test_an_interrupted_run_keeps_its_rows_and_says_so(run, monkeypatch):

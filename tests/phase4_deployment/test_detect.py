@@ -11,14 +11,15 @@ import cv2
 import numpy as np
 import pytest
 
-from phase4_deployment.package import detect
+from common.onnx_detector import OnnxDetector
+from phase4_deployment.package_files import write_program
 from tests.random_detectors import random_scene
 
 
 @pytest.fixture(scope="module")
 def package(exported, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shipped package")
-    shutil.copy(detect.__file__, folder / "detect.py")
+    write_program(folder)
     shutil.copy(exported.onnx_path, folder / "model.onnx")
     return folder
 
@@ -44,7 +45,7 @@ def test_a_picture_gives_the_same_boxes_as_the_library(package, exported, tmp_pa
     assert report["provider"] in done.out
     (picture,) = report["images"]
     assert (picture["width"], picture["height"]) == (120, 90)
-    (expected,) = detect.Detector(exported.onnx_path, "cpu")([bgr[..., ::-1]])
+    (expected,) = OnnxDetector(exported.onnx_path, "cpu")([bgr[..., ::-1]])
     count = int((expected.scores >= 0.3).sum())
     assert len(picture["detections"]) == count > 0
     for row, box, score, name in zip(
@@ -93,7 +94,7 @@ def test_a_video_is_written_frame_by_frame(package, tmp_path):
 
 
 def test_batches_of_several_sizes(exported):
-    detector = detect.Detector(exported.onnx_path, "cpu")
+    detector = OnnxDetector(exported.onnx_path, "cpu")
     rng = np.random.default_rng(0)
     images = [random_scene(rng, *size) for size in [(64, 96), (96, 64), (64, 96), (1, 1), (64, 96)]]
     together = detector(images)
@@ -163,16 +164,17 @@ def test_cuda_libraries_are_loaded_before_the_session_unless_on_the_cpu(
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
-    detect.Detector(exported.onnx_path, "cpu")
+    OnnxDetector(exported.onnx_path, "cpu")
     assert loaded == []
-    detect.Detector(exported.onnx_path, "auto")
+    OnnxDetector(exported.onnx_path, "auto")
     assert loaded == ["libraries"]
     assert capsys.readouterr().out == ""
 
 
-def test_a_mistake_is_told_before_any_package_is_loaded():
+def test_a_mistake_is_told_before_any_package_is_loaded(tmp_path):
+    write_program(tmp_path)
     code = "import detect, sys; print(*sys.modules)"
-    folder = Path(detect.__file__).parent
+    folder = tmp_path
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0
-    assert not set(done.stdout.split()) & {"numpy", "cv2", "onnxruntime", "torch", "common"}
+    assert not set(done.stdout.split()) & {"numpy", "cv2", "onnxruntime", "torch", "common.cli"}

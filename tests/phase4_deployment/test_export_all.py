@@ -24,8 +24,13 @@ from tests.random_detectors import random_scene
 FILES = {
     *("model.pth", "model.json", "model.onnx", "model_int8.onnx", "model.pt2"),
     *("detect.py", "labels.json", "README.md", "requirements.txt", "package_info.json"),
+    *("common/errors.py", "common/onnx_detector.py", "common/paths.py"),
 }
 CPU = torch.device("cpu")
+
+
+def files_in(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +88,7 @@ def quick(monkeypatch):
 
 def test_package_is_complete_and_true_to_its_checksums(build, exported, tmp_path):
     package = build()
-    assert {entry.name for entry in package.iterdir()} == FILES
+    assert files_in(package) == FILES
     info = artifacts.read_json(package / "package_info.json")
     assert set(info["files"]) == FILES - {"package_info.json"}
     for name, entry in info["files"].items():
@@ -119,7 +124,7 @@ def test_package_is_complete_and_true_to_its_checksums(build, exported, tmp_path
 @pytest.mark.usefixtures("quick")
 def test_older_package_is_untouched_when_the_check_fails(build, tmp_path, monkeypatch):
     package = build()
-    before = {entry.name: artifacts.sha256(entry) for entry in package.iterdir()}
+    before = {name: artifacts.sha256(package / name) for name in files_in(package)}
 
     def fail(*_):
         raise RuntimeError("detect.py finds something else")
@@ -127,7 +132,7 @@ def test_older_package_is_untouched_when_the_check_fails(build, tmp_path, monkey
     monkeypatch.setattr(package_files, "verify", fail)
     with pytest.raises(RuntimeError, match="something else"):
         build()
-    assert {entry.name: artifacts.sha256(entry) for entry in package.iterdir()} == before
+    assert {name: artifacts.sha256(package / name) for name in files_in(package)} == before
     assert not list(tmp_path.glob(".tmp-*"))
 
 
@@ -139,8 +144,9 @@ def test_new_package_replaces_an_old_one_and_keeps_other_files(build, tmp_path):
     (package / "model.onnx").write_bytes(b"older")
     build()
     (package / "detections").mkdir()
+    (package / "detections" / "detections.json").touch()
     build()
-    assert {entry.name for entry in package.iterdir()} == FILES | {".gitkeep", "detections"}
+    assert files_in(package) == FILES | {".gitkeep", "detections/detections.json"}
 
 
 @pytest.mark.usefixtures("quick")
@@ -156,7 +162,7 @@ def test_rejected_int8_is_left_out_and_told(build, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"model_int8.onnx: left out of the package, rejected"):
         build()
     package = tmp_path / "deployment"
-    assert {entry.name for entry in package.iterdir()} == FILES - {"model_int8.onnx"}
+    assert files_in(package) == FILES - {"model_int8.onnx"}
     info = artifacts.read_json(package / "package_info.json")
     assert "model_int8.onnx" not in info["files"]
     assert "model_int8" not in (package / "README.md").read_text(encoding="utf-8")
@@ -189,7 +195,7 @@ def test_a_damaged_list_of_files_is_told_at_once_and_costs_nobody_a_file(tmp_pat
 
 
 def test_verify_notices_a_model_that_finds_something_else(exported, tmp_path):
-    shutil.copyfile(package_files.DETECT, tmp_path / "detect.py")
+    package_files.write_program(tmp_path)
     shutil.copyfile(exported.onnx_path, tmp_path / "model.onnx")
     image = random_scene(np.random.default_rng(2), 96, 128)
     found = stock_predictor(exported.loaded.model, CPU)([image])[0]

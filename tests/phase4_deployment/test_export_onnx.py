@@ -10,8 +10,8 @@ import torch
 
 from common import artifacts
 from common.inference_graph import InferenceGraph, graph_predictor
+from common.onnx_detector import OnnxDetector
 from phase4_deployment import export_onnx, parity
-from phase4_deployment.package.detect import Detector
 from tests.phase4_deployment.conftest import CATEGORY_IDS, CLASS_NAMES
 from tests.random_detectors import random_scene
 
@@ -32,7 +32,7 @@ def test_the_gate_compared_something_and_it_agreed(exported):
 def test_equals_torchvision_on_pictures_the_gate_has_not_seen(exported, batch, size):
     rng = np.random.default_rng(batch)
     images = [random_scene(rng, *size) for _ in range(batch)]
-    detector = Detector(exported.onnx_path, "cpu")
+    detector = OnnxDetector(exported.onnx_path, "cpu")
     measured = parity.compare_with_torch(exported.loaded.model, detector, [images])
     assert measured["matched"] == 1
     assert measured["detections"] > 0
@@ -54,7 +54,7 @@ def test_images_without_detections_beside_others(exported, tmp_path):
     initializer = next(i for i in model.graph.initializer if i.name == node.input[4])
     initializer.CopyFrom(onnx.numpy_helper.from_array(np.float32([threshold]), initializer.name))
     onnx.save(model, tmp_path / "strict.onnx")
-    counts = [len(found.scores) for found in Detector(tmp_path / "strict.onnx", "cpu")(images)]
+    counts = [len(found.scores) for found in OnnxDetector(tmp_path / "strict.onnx", "cpu")(images)]
     graph.score_threshold = threshold
     assert counts == [len(found.scores) for found in graph_predictor(graph, CPU)(images)]
     assert min(counts) == 0 < max(counts)
@@ -66,7 +66,7 @@ def constant(model: onnx.ModelProto, name: str) -> float:
 
 
 def test_the_file_tells_what_it_is(exported):
-    detector = Detector(exported.onnx_path, "cpu")
+    detector = OnnxDetector(exported.onnx_path, "cpu")
     assert detector.class_names == list(CLASS_NAMES)
     assert detector.metadata["category_ids"] == list(CATEGORY_IDS)
     assert detector.metadata["architecture"] == "demo"
@@ -125,7 +125,7 @@ def test_a_wrong_weight_is_noticed(exported):
     model = copy.deepcopy(exported.loaded.model)
     with torch.no_grad():
         model.roi_heads.box_predictor.bbox_pred.weight.mul_(1.05)
-    detector = Detector(exported.onnx_path, "cpu")
+    detector = OnnxDetector(exported.onnx_path, "cpu")
     measured = parity.compare_with_torch(model, detector, parity.gate_batches([]))
     assert not measured["holds"]
     assert measured["sensitivity"]["max_box_error_px"] < measured["max_box_error_px"]
@@ -135,13 +135,13 @@ def test_a_wrong_resize_is_noticed(exported):
     """One pixel more on the resized image's short side, as rounding differently would give."""
     model = copy.deepcopy(exported.loaded.model)
     model.transform.min_size = (model.transform.min_size[-1] + 1,)
-    detector = Detector(exported.onnx_path, "cpu")
+    detector = OnnxDetector(exported.onnx_path, "cpu")
     measured = parity.compare_with_torch(model, detector, parity.gate_batches([]))
     assert not measured["holds"]
 
 
 def test_a_model_that_amplifies_rounding_is_judged_by_its_own_sensitivity(exported, monkeypatch):
-    model, detector = exported.loaded.model, Detector(exported.onnx_path, "cpu")
+    model, detector = exported.loaded.model, OnnxDetector(exported.onnx_path, "cpu")
     monkeypatch.setattr(parity, "STRICT", parity.Tolerance(1.0, 0, 0))
     monkeypatch.setattr(parity, "PIXEL_SHIFT", 1e-3)
     assert parity.compare_with_torch(model, detector, parity.gate_batches([])[:2])["holds"]

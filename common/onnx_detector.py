@@ -1,0 +1,127 @@
+"""An exported detector in ONNX Runtime, without PyTorch.
+
+    detections = OnnxDetector(Path("model.onnx"))([rgb_image])  # uint8 (height, width, 3)
+
+Part of the deployment package, too: needs only numpy and onnxruntime (or onnxruntime-gpu).
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FORMAT = "detector/1"  # of the metadata in the ONNX file
+PROVIDERS = {
+    "auto": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "cpu": ("CPUExecutionProvider",),
+}
+PROVIDER_OPTIONS = {  # by default TF32 moves boxes, and every new size starts a long search
+    "CUDAExecutionProvider": {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+}
+
+
+class ImageDetections(NamedTuple):
+    """Boxes of one image, best first: float32 (N, 4) xyxy in pixels of the image, scores float32
+    (N,) in [0, 1], labels int64 (N,) from 1, and their class names."""
+
+    boxes_xyxy: "np.ndarray"
+    scores: "np.ndarray"
+    labels: "np.ndarray"
+    names: list[str]
+
+
+class OnnxDetector:
+    """An exported detector in ONNX Runtime.
+
+    Args:
+        onnx_path: a file written by export_onnx.py.
+        device: "cpu"; "cuda", which fails where CUDA cannot be used; "auto" takes what works.
+        threads: CPU threads of the session; 0 lets ONNX Runtime choose.
+
+    Attributes:
+        provider: the execution provider that really runs, for instance CPUExecutionProvider.
+        metadata: what the file says of itself; class_names and category_ids are lists.
+
+    Raises:
+        UserError: the file is missing, damaged or of another kind, or there is no such device.
+    """
+
+    def __init__(self, onnx_path: Path, device: str = "auto", threads: int = 0):
+        import onnxruntime
+
+        if not Path(onnx_path).is_file():
+            raise UserError(onnx_path, "no such file", "check the path")
+        onnxruntime.set_default_logger_severity(4)  # CUDA's absence is told below, in one line
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        available = onnxruntime.get_available_providers()
+        providers = [name for name in PROVIDERS[device] if name in available]
+        if "CUDAExecutionProvider" in providers:
+            _load_cuda_libraries()
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(onnx_path),
+                options,
+                providers,
+                [PROVIDER_OPTIONS.get(name, {}) for name in providers],
+            )
+        except Exception as error:  # noqa: BLE001 (a dozen kinds without a common base)
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(onnx_path, f"cannot be loaded ({reason})", "export it again") from None
+        self.provider = self.session.get_providers()[0]
+        if self.provider not in PROVIDERS[device][:1] and device != "auto":
+            remedy = "install onnxruntime-gpu with CUDA, or use --device cpu"
+            raise UserError(f"--device {device}", f"runs on {self.provider} instead", remedy)
+        self.metadata = _read_metadata(self.session, onnx_path)
+        self.class_names: list[str] = self.metadata["class_names"]
+
+    def __call__(self, images: "Sequence[np.ndarray]") -> list[ImageDetections]:
+        """Detects objects in uint8 RGB images (H, W, 3) of any sizes; equal sizes share a batch."""
+        import numpy as np
+
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for position, image in enumerate(images):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                shape = f"{image.dtype} {image.shape}"
+                raise ValueError(f"images must be uint8 (height, width, 3), not {shape}")
+            by_size.setdefault(image.shape, []).append(position)
+        found: dict[int, ImageDetections] = {}
+        for positions in by_size.values():
+            batch = np.stack([images[position] for position in positions])
+            for position, *outputs, count in zip(
+                positions, *self.session.run(None, {"images": batch}), strict=True
+            ):
+                boxes, scores, labels = (output[:count] for output in outputs)
+                names = [self.class_names[label - 1] for label in labels]
+                found[position] = ImageDetections(boxes, scores, labels, names)
+        return [found[position] for position in range(len(images))]
+
+
+def _load_cuda_libraries() -> None:
+    """Loads the CUDA libraries that pip put beside onnxruntime-gpu, which does not find them itself
+    unless PyTorch has loaded its own before."""
+    import onnxruntime
+
+    preload = getattr(onnxruntime, "preload_dlls", None)  # since 1.21
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):  # what is missing, the session tells
+            preload()
+
+
+def _read_metadata(session: Any, onnx_path: Path) -> dict[str, Any]:
+    """The file's metadata with its JSON values parsed."""
+    metadata: dict[str, Any] = dict(session.get_modelmeta().custom_metadata_map)
+    if metadata.get("format") != FORMAT:
+        raise UserError(onnx_path, "not a detector of this kind", "export it with export_onnx.py")
+    for key in ("class_names", "category_ids"):
+        metadata[key] = json.loads(metadata[key])
+    return metadata
