@@ -15,10 +15,13 @@ mot17    MOT16 and MOT17: only pedestrians count, and tracked boxes on distracto
          vehicles, static people, reflections, ...) are removed before scoring.
 
 `auto` takes mot17 for ground truth with a seqinfo.ini that names a MOT16 or MOT17 sequence, and
-classes otherwise. The figures equal TrackEval's.
+classes otherwise. The figures equal TrackEval's. Beside the JSON report lies a CSV with a row for
+each sequence, each class, all boxes without regard to classes, and all combined.
 """
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +33,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase3_tracking/evaluate_tracking.py
 
 from common import artifacts, cli, paths
 from common.cli import UserError, log
+from phase3_tracking.text_streams import TextStreams
 from phase3_tracking.tracker_options import (
     FRAME_RATE,
     add_tracker_arguments,
@@ -174,7 +178,7 @@ def evaluate_tracking(
     settings: Mapping[str, Any],
     output: Path,
 ) -> None:
-    """Reads the files, scores them, prints the table and writes the report."""
+    """Reads the files, scores them, prints the table, writes the report and the CSV beside it."""
     class_names: dict[int, str] = {}
     if detections is not None:
         comparisons, inputs = _tracked_here(
@@ -184,15 +188,28 @@ def evaluate_tracking(
         tracks, ground_truth = _chosen_files(tracks, ground_truth)
         comparisons, inputs = [_read_files(tracks, ground_truth, protocol)], [tracks, ground_truth]
         class_names = _class_names(tracks)
+    csv_path = _csv_path(output, inputs)
     result = score(comparisons, class_names)
     report = {
         **artifacts.provenance("tracking_eval", "cpu", inputs),
         "tracker": settings if detections else None,
         **result,
     }
-    artifacts.write_json(output, report)
+    with TextStreams([output, csv_path]) as files:  # both are new, or neither
+        files.append(0, json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        files.append(1, csv_table(result))
     log.info(table(result))
-    cli.finished([output], "python -m common.report")
+    cli.finished([output, csv_path], "python -m common.report")
+
+
+def _csv_path(output: Path, inputs: Sequence[Path]) -> Path:
+    """Where the table goes: beside the report, and never over it or over an input."""
+    csv_path = output.with_suffix(".csv")
+    if csv_path == output:
+        raise UserError(output, "the report is JSON", "let --output end in .json")
+    if csv_path.exists() and any(os.path.samefile(csv_path, path) for path in inputs):
+        raise UserError(csv_path, "is also an input", "choose another --output")
+    return csv_path
 
 
 def _chosen_files(tracks: Path | None, ground_truth: Path | None) -> tuple[Path, Path]:
@@ -293,6 +310,23 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(text)
 
 
+def csv_table(result: Mapping[str, Any]) -> str:
+    """All scores as CSV, as in the report: `kind` is sequence, class, class_agnostic or combined,
+    and `name` that of the sequence or class."""
+    from phase3_tracking.spreadsheet_text import as_text, csv_lines
+
+    rows = [("sequence", one["name"], one) for one in result["sequences"]]
+    rows += [("class", one["name"], one) for one in result["classes"]]
+    rows += [(kind, "", result[kind]) for kind in ("class_agnostic", "combined")]
+    columns = list(result["combined"])
+    return csv_lines(
+        [
+            ("kind", "name", *columns),
+            *((kind, as_text(name), *(one[key] for key in columns)) for kind, name, one in rows),
+        ]
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(__doc__)
     source = parser.add_mutually_exclusive_group()
@@ -305,7 +339,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--confidence", type=float, help="leave out weaker detections")
     add_tracker_arguments(parser)
     cli.add_common_arguments(
-        parser, output=paths.METRICS / "tracking_eval.json", output_help="report to write"
+        parser,
+        output=paths.METRICS / "tracking_eval.json",
+        output_help="report to write, with a .csv beside it",
     )
     return parser
 

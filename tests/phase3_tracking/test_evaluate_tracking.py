@@ -1,6 +1,9 @@
 """The evaluation command: protocols, classes, the tracker run, the report."""
 
+import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,6 +149,100 @@ def test_the_table(tmp_path, capsys):
         "class-agnostic",
         "combined",
     ]
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_csv_has_all_figures_of_the_report(tmp_path):
+    sequence(tmp_path / "train", "MOT17-90")
+    sequence(tmp_path / "train", "street, north")
+    report = evaluated(tmp_path, "--detections", tmp_path / "train")
+    rows = csv_rows(tmp_path / "report.csv")
+    assert [(row["kind"], row["name"]) for row in rows] == [
+        ("sequence", "MOT17-90"),
+        ("sequence", "street, north"),
+        *(("class", one["name"]) for one in report["classes"]),
+        ("class_agnostic", ""),
+        ("combined", ""),
+    ]
+    scores = [
+        *report["sequences"],
+        *report["classes"],
+        report["class_agnostic"],
+        report["combined"],
+    ]
+    for row, expected in zip(rows, scores, strict=True):
+        numbers = {key: float(value) for key, value in row.items() if key not in ("kind", "name")}
+        assert numbers == {key: value for key, value in expected.items() if key != "name"}
+    assert set(rows[0]) >= SCORES
+    assert rows[0]["fn"] == "1"  # counts are whole numbers
+
+
+def test_p3_54_class_names_in_the_csv(tmp_path, two_classes):
+    tracks, truth = two_classes
+    names = {"1": '=1+1,"x"', "3": "日本\n語", "6": "bus"}
+    (tmp_path / "run.json").write_text(json.dumps({"categories": names}), encoding="utf-8")
+    evaluated(tmp_path, "--tracks", tracks, "--ground-truth", truth)
+    found = {row["name"] for row in csv_rows(tmp_path / "report.csv") if row["kind"] == "class"}
+    assert found == {'\'=1+1,"x"', "日本\n語", "bus"}
+
+
+@pytest.mark.parametrize(
+    ("truth_rows", "track_rows"), [((), ()), (((1, 1, 0, 1),), ()), ((), ((1, 1, 0, 1),))]
+)
+def test_p3_52_an_empty_side_in_the_csv(tmp_path, truth_rows, track_rows):
+    (tmp_path / "gt.txt").write_text(mot(*truth_rows))
+    (tmp_path / "tracks.txt").write_text(mot(*track_rows))
+    files = ("--tracks", tmp_path / "tracks.txt", "--ground-truth", tmp_path / "gt.txt")
+    evaluated(tmp_path, *files)
+    combined = csv_rows(tmp_path / "report.csv")[-1]
+    assert (combined["fn"], combined["fp"]) == (str(len(truth_rows)), str(len(track_rows)))
+    assert float(combined["hota"]) == 0
+
+
+def test_the_csv_replaces_neither_an_input_nor_the_report(tmp_path, capsys):
+    for name in ("gt.csv", "tracks.csv"):
+        (tmp_path / name).write_text(mot((1, 1, 0, 1)))
+    files = ["--tracks", str(tmp_path / "tracks.csv"), "--ground-truth", str(tmp_path / "gt.csv")]
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for output, reason in [
+        ("tracks.json", "tracks.csv: is also an input"),
+        ("gt.json", "gt.csv: is also an input"),
+        ("new.csv", "new.csv: the report is JSON"),
+    ]:
+        assert main([*files, "--output", str(tmp_path / output)]) == 2
+        error = capsys.readouterr().err
+        assert reason in error
+        assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+EVALUATE_WITH_LITTLE_SPACE = """
+import resource, sys
+from phase3_tracking.evaluate_tracking import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_p3_33_a_full_disk_leaves_the_older_report_and_csv(tmp_path, two_classes):
+    tracks, truth = two_classes
+    evaluated(tmp_path, "--tracks", tracks, "--ground-truth", truth)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    arguments = ["--tracks", tracks, "--ground-truth", truth, "--output", tmp_path / "report.json"]
+    done = subprocess.run(
+        [sys.executable, "-c", EVALUATE_WITH_LITTLE_SPACE, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "report.json: cannot be written (File too large)" in done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""What heat map and contact sheet have in common: fitting sizes, text that can be read, saving."""
+
+from pathlib import Path
+from typing import TypedDict
+
+import cv2
+import numpy as np
+
+from common.artifacts import atomic_path
+from phase3_tracking.drawing import BLACK, FONT, PADDING, WHITE, Color
+
+TEXT_SCALE = 0.6  # of the font, in pictures that are looked at whole
+
+
+class TextStyle(TypedDict):
+    """The keywords of `put_text`."""
+
+    color: Color
+    background: Color | None
+    scale: float
+
+
+def shrunk(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """A copy that fits into width x height, in its own proportions and never larger than it was."""
+    rows, columns = image.shape[:2]
+    scale = min(1.0, width / columns, height / rows)
+    if scale == 1:
+        return image.copy()
+    size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def drawable(text: str) -> str:
+    """A name as one line that OpenCV can draw: it crashes on half of a surrogate pair."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())
+
+
+def put_text(
+    image: np.ndarray,
+    text: str,
+    left: int,
+    top: int,
+    *,
+    color: Color = WHITE,
+    background: Color | None = BLACK,
+    scale: float = TEXT_SCALE,
+) -> None:
+    """Draws text with its top left corner at a point, on a filled rectangle unless told not to."""
+    (width, ascent), descent = cv2.getTextSize(text, FONT, scale, _stroke(scale))
+    if background is not None:
+        corner = (left + width + 2 * PADDING, top + ascent + descent + 2 * PADDING)
+        cv2.rectangle(image, (left, top), corner, background, cv2.FILLED)
+    origin = (left + PADDING, top + PADDING + ascent)
+    cv2.putText(image, text, origin, FONT, scale, color, _stroke(scale), cv2.LINE_AA)
+
+
+def text_size(text: str, scale: float = TEXT_SCALE) -> tuple[int, int]:
+    """Width and height in pixels that `put_text` covers."""
+    (width, ascent), descent = cv2.getTextSize(text, FONT, scale, _stroke(scale))
+    return width + 2 * PADDING, ascent + descent + 2 * PADDING
+
+
+def _stroke(scale: float) -> int:
+    return max(1, round(scale / TEXT_SCALE))
+
+
+def save_picture(path: Path, image: np.ndarray, options: tuple[int, ...] = ()) -> None:
+    """Writes a uint8 BGR image in the format of the suffix, whole or not at all.
+
+    Args:
+        options: OpenCV's pairs of encoder flag and value.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    encoded = cv2.imencode(path.suffix, image, options)[1]
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encoded.tobytes())
