@@ -1,5 +1,6 @@
 """VideoWriter: what a player and OpenCV read back, and that failures leave nothing behind."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -165,3 +166,169 @@ def test_sizes_and_rate_must_be_positive(tmp_path, width, height, fps):
 def test_importing_the_module_loads_no_codec():
     check = "import common.video, sys; sys.exit('av' in sys.modules or 'cv2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=paths.ROOT).returncode == 0
+
+
+# --- times ------------------------------------------------------------------------------------
+
+
+def times_in(path) -> list[Fraction]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return [image.pts * image.time_base for image in container.decode(stream)]
+
+
+def write_timed(path, times, fps=Fraction(25)):
+    with VideoWriter(path, 64, 48, fps) as writer:
+        for image, time_s in zip(frames(len(times)), times, strict=True):
+            writer.write(image, time_s)
+
+
+@pytest.mark.parametrize(
+    "milliseconds", [[0, 40, 80, 200, 240, 500, 1000, 1033], [7000, 7040, 7300]]
+)
+def test_p3_15_given_times_are_kept_from_the_first_one_on(tmp_path, milliseconds):
+    write_timed(tmp_path / "a.mp4", [Fraction(ms, 1000) for ms in milliseconds])
+    first = milliseconds[0]
+    assert times_in(tmp_path / "a.mp4") == [Fraction(ms - first, 1000) for ms in milliseconds]
+
+
+@pytest.mark.parametrize("fps", [NTSC, Fraction(12), Fraction(25, 2), Fraction(24000, 1001)])
+def test_p3_13_even_times_give_the_exact_rate(tmp_path, fps):
+    write_timed(tmp_path / "a.mp4", [index / fps for index in range(11)], fps)
+    assert times_in(tmp_path / "a.mp4") == [index / fps for index in range(11)]
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.streams.video[0].average_rate == fps
+
+
+def test_times_may_be_floats_and_very_close(tmp_path):
+    write_timed(tmp_path / "a.mp4", [0.0, 1e-7, 2e-7, 0.5])
+    times = times_in(tmp_path / "a.mp4")
+    assert len(set(times)) == 4
+    assert float(times[-1]) == 0.5
+
+
+@pytest.mark.parametrize("times", [[0, 0], [1, Fraction(1, 2)]])
+def test_times_must_grow(tmp_path, times):
+    with pytest.raises(ValueError, match="does not come after"):
+        write_timed(tmp_path / "a.mp4", times)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("times", [[0, None], [None, 0]])
+def test_all_frames_have_a_time_or_none(tmp_path, times):
+    with pytest.raises(ValueError, match="either every frame has a time"):
+        write_timed(tmp_path / "a.mp4", times)
+
+
+# --- faults -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.gif", "a", "a.mp4.txt"])
+def test_p3_31_another_suffix_is_a_user_error(tmp_path, name):
+    with pytest.raises(UserError, match=r"is no \.mp4"):
+        VideoWriter(tmp_path / name, 64, 48, NTSC)
+
+
+def test_p3_36_as_many_frames_come_out_as_went_in(tmp_path):
+    for count in (1, 2, 3, 30, 61):
+        write(tmp_path / "a.mp4", frames(count))
+        assert len(read_with_opencv(tmp_path / "a.mp4")) == count
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (767, 431)])
+def test_p3_18_p3_19_odd_and_tiny_sizes_can_be_written(tmp_path, width, height):
+    write(tmp_path / "a.mp4", [np.full((height, width, 3), 120, np.uint8)] * 3)
+    images = read_with_opencv(tmp_path / "a.mp4")
+    assert [image.shape for image in images] == [(height + 1, width + 1, 3)] * 3
+
+
+def test_the_folder_can_hold_names_of_any_kind(tmp_path):
+    for name in ("a:b.mp4", "-x.mp4", "100%03d ü.mp4", "line\nbreak.mp4"):
+        write(tmp_path / name, frames(2))
+        assert (tmp_path / name).stat().st_size > 0
+
+
+CHILD = """
+import os, signal, sys
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+from common.cli import UserError
+from common.video import VideoWriter
+noise = np.random.default_rng(0).integers(0, 255, (240, 320, 3), np.uint8)
+if "full" in sys.argv:
+    import resource
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
+try:
+    with VideoWriter(Path(sys.argv[1]), 320, 240, Fraction(25)) as writer:
+        for index in range(200):
+            writer.write(np.roll(noise, index, axis=1))
+            if index == 150 and "kill" in sys.argv:
+                os.kill(os.getpid(), signal.SIGKILL)
+except UserError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+def run_child(path, *arguments) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", CHILD, str(path), *map(str, arguments)]
+    return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+
+
+def test_p3_35_what_was_encoded_before_a_kill_can_be_played(tmp_path):
+    path, partial = tmp_path / "a.mp4", tmp_path / "a.partial.mp4"
+    path.write_bytes(b"older")
+    assert run_child(path, "kill").returncode == -9
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mp4", "a.partial.mp4"]
+    assert path.read_bytes() == b"older"
+    assert len(read_with_opencv(partial)) >= 100  # of 151: a second, and what x264 has in work
+    write(path, frames(5))  # the next run replaces it
+    assert not partial.exists()
+    assert len(read_with_opencv(path)) == 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of the file size are POSIX's")
+@pytest.mark.parametrize("limit", [0, 1000, 50_000, 1_000_000])
+def test_p3_33_a_full_disk_is_one_line_and_the_older_file_stays(tmp_path, limit):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"older")
+    done = run_child(path, "full", limit)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written (File too large) – free some space there" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+    assert path.read_bytes() == b"older"
+
+
+def test_p3_33_a_disk_that_is_full_in_the_end_only(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("common.video_remux.remux", full)
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"older")
+    with pytest.raises(UserError, match="No space left"):
+        write(path, frames(3))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+    assert path.read_bytes() == b"older"
+
+
+def test_p3_30_a_folder_in_the_way_is_a_user_error(tmp_path):
+    (tmp_path / "a.mp4").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        write(tmp_path / "a.mp4", frames(2))
+    (tmp_path / "b.partial.mp4").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        write(tmp_path / "b.mp4", frames(2))
+
+
+def test_a_partial_file_that_is_being_read_is_not_replaced(tmp_path):
+    write(tmp_path / "a.partial.mp4", frames(3))
+    with (
+        pytest.raises(UserError, match="would be replaced"),
+        VideoWriter(tmp_path / "a.mp4", 64, 48, NTSC, audio_from=tmp_path / "a.partial.mp4"),
+    ):
+        pass
+    assert len(read_with_opencv(tmp_path / "a.partial.mp4")) == 3
