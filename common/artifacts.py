@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,43 @@ def atomic_path(path: Path) -> Iterator[Path]:
         UserError: the folder cannot be made or written to, or the disk is full.
     """
     path = Path(path)
+    with _temporary(path) as temporary, _told_as(path, temporary):
+        yield temporary
+        _make_durable(temporary)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+
+
+def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Writes files that tell of one another: none takes its place before all of them are whole.
+
+    On any failure all older files are untouched.
+
+    Args:
+        writers: path -> what writes to the temporary path it is given. They are called in this
+            order, in which the files take their places afterwards.
+
+    Raises:
+        UserError: a folder cannot be made or written to, or the disk is full.
+    """
+    with contextlib.ExitStack() as stack:
+        whole: list[tuple[Path, Path]] = []
+        for path, write in writers.items():
+            temporary = stack.enter_context(_temporary(path))
+            with _told_as(path, temporary):
+                write(temporary)
+                _make_durable(temporary)
+            whole.append((path, temporary))
+        for path, temporary in whole:
+            with _told_as(path, temporary):
+                os.replace(temporary, path)
+        for folder in {path.parent for path in writers}:
+            _sync_folder(folder)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A new file beside `path`, removed at the end unless it has become another."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = _temporary_prefix(path)
@@ -44,18 +81,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _told_as(path: Path, temporary: Path) -> Iterator[None]:
+    """Errors of writing `temporary` name the file it is to become."""
+    try:
+        yield
     except OSError as error:
         disk_failed = error.filename is None and error.errno in DISK_ERRORS
         if disk_failed or str(error.filename) in (str(temporary), str(path)):
             raise _cannot_write(path, error) from error
         raise  # a pipe, or somebody else's file: not a problem of this output
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _make_durable(temporary: Path) -> None:
+    temporary.chmod(0o644)
+    with open(temporary, "rb+") as written:
+        os.fsync(written.fileno())
 
 
 def _temporary_prefix(path: Path) -> str:
@@ -90,7 +135,11 @@ def sha256(path: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """UTF-8 with Unix line ends; the undecodable bytes of a file name are written as `\\udcXX`."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+        _put_text(temporary, text)
+
+
+def _put_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -99,8 +148,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a number is NaN or infinite, which JSON does not have.
     """
+    write_text(path, _json(content))
+
+
+def put_json(path: Path, content: Mapping[str, Any]) -> None:
+    """What `write_json` writes, into a path of `write_together`."""
+    _put_text(path, _json(content))
+
+
+def _json(content: Mapping[str, Any]) -> str:
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False, default=_plain)
-    write_text(path, text + "\n")
+    return text + "\n"
 
 
 def _plain(value: Any) -> Any:

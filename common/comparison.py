@@ -76,10 +76,10 @@ def compare(
 def ratio_interval(
     baseline_ms: np.ndarray, candidate_ms: np.ndarray, seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """The median ratio and its 95% interval by the moving-block bootstrap.
+    """The median ratio and its 95% interval, see `median_interval`.
 
-    Few blocks scatter less than the population does, so the percentiles are widened as Hesterberg
-    2015 (The American Statistician 69(4), section 4) does for small samples.
+    Raises:
+        ValueError: there is no round, or a time is not a finite number above 0.
     """
     baseline, candidate = np.asarray(baseline_ms, float), np.asarray(candidate_ms, float)
     if not len(baseline) or baseline.shape != candidate.shape:
@@ -88,14 +88,23 @@ def ratio_interval(
         raise ValueError("times must be finite numbers")
     if min(baseline.min(), candidate.min()) <= 0:
         raise ValueError("times must be above 0")
-    ratios = baseline / candidate
-    count = len(ratios)
+    return median_interval(baseline / candidate, seed)
+
+
+def median_interval(values: np.ndarray, seed: int = 0) -> tuple[float, tuple[float, float]]:
+    """The median of values in order of the rounds, shape (n,), and its 95% interval by the
+    moving-block bootstrap.
+
+    Few blocks scatter less than the population does, so the percentiles are widened as Hesterberg
+    2015 (The American Statistician 69(4), section 4) does for small samples.
+    """
+    count = len(values)
     length = block_length(count)
-    resampled = np.sort(ratios[_rounds_resampled(count, length, seed)], axis=1)  # 4x np.median
+    resampled = np.sort(values[_rounds_resampled(count, length, seed)], axis=1)  # 4x np.median
     medians = resampled[:, (count - 1) // 2 : count // 2 + 1].mean(axis=1)
     tail = _widened_tail(count / length)
     low, high = np.percentile(medians, [100 * tail, 100 * (1 - tail)])
-    return float(np.median(ratios)), (float(low), float(high))
+    return float(np.median(values)), (float(low), float(high))
 
 
 def block_length(rounds: int) -> int:

@@ -4,6 +4,7 @@ graph = fast_graph(load_model(path, device).model)
 predict = graph_predictor(graph, device)
 """
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,3 +42,10 @@ def fast_graph(
     if dtype is not torch.float32:
         replace_heavy_modules(graph, lambda module: InPrecision(module, dtype))
     return graph
+
+
+def shipped_graph(model: "FasterRCNN", device: torch.device, dtype: torch.dtype) -> InferenceGraph:
+    """The `fast_graph` of a copy on a device, as videos are detected with."""
+    # In FP32 multiplications are what a CPU spends its time on.
+    winograd = device.type == "cpu" and dtype is torch.float32
+    return fast_graph(copy.deepcopy(model).to(device), dtype, winograd=winograd)

@@ -15,6 +15,7 @@ from common import timing
 from common.cli import UserError, log
 from common.fastpath import fast_training, normalise_batch, precision_safe_autocast
 from common.training_losses import LOSS_NAMES, LossSums, count_samples, training_losses
+from common.training_update import update_if_finite
 from phase1_training import rng
 from phase1_training.distributed import Ranks
 from phase1_training.loading import Batch
@@ -340,35 +341,13 @@ class Trainer:
     # --- update -------------------------------------------------------------------------------
 
     def _update(self, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clips and steps, unless a gradient is no number: then nothing changes. Waits for nothing.
-
-        Returns:
-            The gradient norm of every parameter, and whether the step was made.
-        """
-        for parameter in self.parameters:
-            if parameter.grad is None:  # it had no part in the losses of this batch
-                parameter.grad = torch.zeros_like(parameter)
-        scale = self.scaler.scale(torch.ones((), device=self.device))  # 1 unless in fp16
-        norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters])) / scale
-        norm = torch.linalg.vector_norm(norms)
-        is_finite = torch.isfinite(norm) & torch.isfinite(total)
-        if self.scaler.is_enabled():
-            # The scaler looks at gradients only; an infinite loss can have finite ones.
-            self.parameters[0].grad.add_(torch.where(torch.isfinite(total), 0.0, torch.nan))
-            self.scaler.unscale_(self.optimizer)
-        if self.recipe.clip_norm:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip_norm, norm)
-        if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            # Gradients too large for fp16 are the scaler's business, until it cannot scale less.
-            is_finite = torch.isfinite(total) & (torch.isfinite(norm) | (scale > 1))
-        elif self.optimizer.defaults["fused"]:
-            self.optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
-            self.optimizer.step()
-        elif is_finite:  # waits for the device: without a fused optimizer there is no other way
-            self.optimizer.step()
-        return norms, is_finite
+        """`update_if_finite`; returns the norms, and whether the step counts."""
+        scale = self.scaler.scale(torch.ones((), device=self.device))  # the update may change it
+        norms, is_made = update_if_finite(
+            self.parameters, self.optimizer, self.scaler, total, clip_norm=self.recipe.clip_norm
+        )
+        # Gradients too large for fp16 are the scaler's business, until it cannot scale less.
+        return norms, is_made | (torch.isfinite(total) & (scale > 1))
 
 
 def _free_memory(device: torch.device) -> str:

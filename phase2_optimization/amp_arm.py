@@ -15,6 +15,7 @@ from common.fastpath import fast_training, native_amp, normalise_batch, precisio
 from common.inference_graph import InferenceGraph, graph_predictor
 from common.models import Predictor
 from common.training_losses import training_losses
+from common.training_update import update_if_finite
 from phase2_optimization.amp_batches import Batch, image_seeds
 from phase2_optimization.builders import tf32
 
@@ -150,7 +151,7 @@ class TrainingArm:
         with tf32(self._precision.tf32):
             loss = self._loss(batch, seeds)
             self._scaler.scale(loss).backward()
-        made = self._update(loss.detach())
+        _, made = update_if_finite(self._parameters, self._optimizer, self._scaler, loss.detach())
         self._optimizer.zero_grad(set_to_none=True)  # an arm that waits holds no gradients
         self._losses.append(loss.detach())
         self._made.append(made)
@@ -167,28 +168,6 @@ class TrainingArm:
         images = normalise_batch(self._model, batch.images, batch.sizes)
         sums = training_losses(self._model, images, batch.sizes, batch.targets, seeds)
         return torch.stack(list(sums.losses().values())).sum()
-
-    def _update(self, loss: Tensor) -> Tensor:
-        """Steps, unless the loss or a gradient is no number. Returns whether it did, on the
-        device."""
-        for parameter in self._parameters:
-            if parameter.grad is None:  # it had no part in the losses of this batch
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        is_finite = torch.isfinite(norm) & torch.isfinite(loss)
-        if self._scaler.is_enabled():
-            # The scaler looks at gradients only; an infinite loss can have finite ones.
-            gradients[0].add_(torch.where(torch.isfinite(loss), 0.0, torch.nan))
-            self._scaler.unscale_(self._optimizer)
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-        elif self._optimizer.defaults["fused"]:
-            self._optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
-            self._optimizer.step()
-        elif is_finite:
-            self._optimizer.step()
-        return is_finite
 
     # --- what came out; reading it waits for the device -------------------------------------------
 

@@ -1,25 +1,21 @@
 """The measurement behind mixed_precision: each arm's memory alone, its steps, then inference."""
 
 import contextlib
-import copy
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from common import cli, evaluation, timing
 from common.cli import UserError, log
 from common.coco import CocoSplit, read_image
 from common.comparison import MIN_ROUNDS
-from common.fastpath import precision_safe_autocast
 from common.gpu_state import gpu_state
-from common.inference_graph import InferenceGraph, graph_predictor
 from phase2_optimization.amp_arm import Precision, TrainingArm, precisions, usual_amp
 from phase2_optimization.amp_batches import Batch, training_batches
+from phase2_optimization.amp_inference import describe, time_inference
 from phase2_optimization.memory_use import bounded_host_memory
 
 if TYPE_CHECKING:
@@ -31,7 +27,7 @@ WARMUP_STEPS = {"cuda": 5, "mps": 5, "cpu": 1}  # a CPU has made one to see the 
 MAX_BATCHES = 32  # different batches of a seed; a longer run goes through them again
 FINAL_LOSS_STEPS = 5  # the final loss is the mean of the last ones: one batch alone is noisy
 EVALUATION_BATCH = 4
-INFERENCE_IMAGES, INFERENCE_WARMUP, INFERENCE_ROUNDS, INFERENCE_BUDGET_S = 8, 2, 30, 3.0
+INFERENCE_IMAGES, INFERENCE_ROUNDS = 8, 30
 SLOW = "skipped: bfloat16 is emulated on this CPU, which is slow; --seeds 3 runs everything"
 
 
@@ -81,9 +77,10 @@ class AmpComparison:
     Attributes:
         records: every precision by name, FP32 first, also those that cannot run.
         again_ms: the times of FP32's second arm, which tells the noise.
-        inference: of one image at a time, {} before `time_inference`.
+        inference: a row for each way of inference, see `amp_inference.time_inference`.
         usual_amp: the name of the AMP precision that suits the device.
-        gpu_before: the GPU's state at the start, None where there is none.
+        gpu_before, gpu_after: the state of the GPU when it was warm and after the last timed step,
+            both at work; None before, and where there is no GPU.
     """
 
     def __init__(
@@ -97,10 +94,11 @@ class AmpComparison:
         self.device, self.settings, self.val = device, settings, val
         self.records = {name: ArmRecord(p) for name, p in precisions(device).items()}
         self.again_ms: list[float] = []
-        self.inference: dict[str, Any] = {}
+        self.inference: list[dict[str, Any]] = []
         self.usual_amp = usual_amp(device)
         self.memory_kind = ""
-        self.gpu_before = gpu_state(device)
+        self.gpu_before: dict[str, Any] | None = None
+        self.gpu_after: dict[str, Any] | None = None
         self._model, self._train = model, train
         for record in self.records.values():
             if record.precision.unavailable:
@@ -198,17 +196,22 @@ class AmpComparison:
         steps = {name: functools.partial(_named_step, name, arm) for name, arm in arms.items()}
         for name in arms:
             self._times_of(name).clear()
+        for _ in range(self.warmup_steps):
+            for step in steps.values():
+                step()
+        self.gpu_before = gpu_state(self.device)  # here and below with the clocks of work
         parts = _parts(self.settings.steps)
         for number in cli.progress(range(len(parts)), total=len(parts), label="timed part"):
             measured = timing.measure_interleaved(
                 steps,
                 rounds=parts[number],
-                warmup=0 if number else self.warmup_steps,
+                warmup=0,
                 device=self.device,
                 seed=(seed + number) % 2**32,
             )
             for name, ms in measured.items():
                 self._times_of(name).extend(ms.tolist())
+            self.gpu_after = gpu_state(self.device)
 
     def _times_of(self, name: str) -> list[float]:
         return self.again_ms if name == AGAIN else self.records[name].step_ms
@@ -266,46 +269,21 @@ class AmpComparison:
     # --- inference --------------------------------------------------------------------------------
 
     def time_inference(self) -> None:
-        """Times the batched graph in FP32 and in the usual AMP precision, one image at a time."""
-        name = self.usual_amp
-        self.inference = {"precision": name, "batch_size": 1, "status": "ok"}
-        if self.records[name].precision.unavailable:
-            self.inference["status"] = self.records[name].failure
-            return
-        records = self.val.records[:INFERENCE_IMAGES]
-        images = [read_image(r.path, (r.width, r.height)) for r in records]
-        try:
-            calls = {
-                arm: functools.partial(self._predictor(arm), itertools.cycle(images))
-                for arm in (BASELINE, name, AGAIN)
-            }
-            self.inference["ms"] = timing.measure_interleaved(
-                calls,
-                rounds=INFERENCE_ROUNDS,
-                warmup=INFERENCE_WARMUP,
-                device=self.device,
-                seed=self.settings.seeds[0] % 2**32,
-                budget_s=INFERENCE_BUDGET_S,
-            )
-        except Exception as error:
-            if not timing.is_out_of_memory(error):
-                raise
-            self.inference["status"] = "oom"
-
-    def _predictor(self, name: str) -> Callable[[Iterator[np.ndarray]], object]:
-        """Detects in the next image, under the same autocast as in training."""
-        dtype = self.records[BASELINE if name == AGAIN else name].precision.dtype
-        model = copy.deepcopy(self._model).to(self.device).to(memory_format=torch.channels_last)
-        predict = graph_predictor(InferenceGraph(model), self.device)
-
-        def predict_next(images: Iterator[np.ndarray]) -> None:
-            with contextlib.ExitStack() as stack:
-                if dtype is not torch.float32:
-                    autocast = precision_safe_autocast(model, dtype, self.device.type)
-                    stack.enter_context(autocast)
-                predict([next(images)])
-
-        return predict_next
+        """Times half precision against FP32, one image at a time: as videos are detected, and with
+        torchvision's own forward pass."""
+        val = self.val.records[:INFERENCE_IMAGES]
+        images = [read_image(r.path, (r.width, r.height)) for r in val]
+        seed = self.settings.seeds[0] % 2**32
+        for name in (self.usual_amp, "amp_stock"):
+            record = self.records.get(name)
+            if not record:
+                continue
+            if record.precision.unavailable or record.failure == SLOW:
+                row = {**describe(record.precision), "status": record.failure}
+            else:
+                given = (self._model, record.precision, images, self.device)
+                row = time_inference(*given, INFERENCE_ROUNDS, seed)
+            self.inference.append(row)
 
 
 def _parts(steps: int) -> list[int]:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from common import artifacts, timing
+from common.comparison import median_interval
 
 # Okabe & Ito (2008): told apart with every kind of colour vision; line styles differ as well.
 STYLES = {
@@ -87,11 +88,11 @@ def _draw_times(
     for place, (name, ms) in enumerate(times.items()):
         colour, line = STYLES[name]
         drawn["boxes"][place].set(facecolor=colour, alpha=0.7)
-        median = float(np.median(ms))
-        low, high = _median_interval(ms)
+        median, (low, high) = median_interval(ms)
         bars.bar(place, median, 0.6, color=colour, alpha=0.85)
-        error = [[max(0.0, median - low)], [max(0.0, high - median)]]
-        bars.errorbar(place, median, error, color="0.2", capsize=8)
+        if len(ms) > 1:  # one step has no interval
+            error = [[max(0.0, median - low)], [max(0.0, high - median)]]
+            bars.errorbar(place, median, error, color="0.2", capsize=8)
         bars.text(place, high, f"{median:.1f} ms", ha="center", va="bottom")
         course.plot(range(1, len(ms) + 1), ms, label=name, color=colour, linestyle=line)
     spread.set_xticks(range(1, len(times) + 1), list(times))
@@ -132,13 +133,6 @@ def _speedup(baseline: np.ndarray, candidate: np.ndarray) -> dict[str, Any]:
     if len(baseline) == len(candidate):
         return timing.ratio_with_ci(baseline, candidate)
     return {"ratio": float(np.median(baseline) / np.median(candidate)), "ci95": None}
-
-
-def _median_interval(times: np.ndarray) -> tuple[float, float]:
-    """95% percentile-bootstrap interval of the median."""
-    picks = np.random.default_rng(0).integers(len(times), size=(1000, len(times)))
-    low, high = np.percentile(np.median(times[picks], axis=1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 # --- what was learnt --------------------------------------------------------------------------

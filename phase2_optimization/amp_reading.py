@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.cli import log
+from phase2_optimization.amp_inference import STOCK
 
 Report = Mapping[str, Any]
 Arm = Mapping[str, Any]
@@ -23,7 +24,7 @@ def read_result(report: Report) -> str:
         "Training": _training(report, arms["fp32"], arms[report["usual_amp"]]),
         "TF32": _tf32(arms.get("tf32")),
         "Autocast around the whole model": _stock(arms.get("amp_stock")),
-        "Inference, one image at a time": _inference(report["inference"]),
+        "Inference, one image at a time": "; ".join(map(_inference, report["inference"]["ways"])),
     }
     return " ".join(f"{label}: {words}." for label, words in parts.items() if words)
 
@@ -126,19 +127,29 @@ def _stock(stock: Arm | None) -> str:
     return f"amp_stock is further from fp32 than fp32's own seeds differ: {' and '.join(outside)}"
 
 
-def _inference(inference: Mapping[str, Any] | None) -> str:
-    if not inference:
-        return ""
-    name = inference["precision"]
-    if inference["status"] != "ok":
-        return f"{name} is {inference['status']}"
-    speedup = inference["speedup"]
-    words = {
-        "faster": f"{name} is {_times(speedup)} as fast as fp32",
-        "slower": f"{name} is slower than fp32: {_times(speedup)} its speed",
-        "within noise": f"fp32 and {name} cannot be told apart: {_times(speedup)}",
-    }
-    return words.get(speedup["verdict"], "too few were timed to compare")
+def _inference(row: Mapping[str, Any]) -> str:
+    """One way of inference in half precision against the same in FP32."""
+    is_stock = row["name"] == STOCK
+    way, half = (
+        row["description"],
+        f"{'under autocast to' if is_stock else 'in'} {row['precision']}",
+    )
+    if row["status"] != "ok":
+        return f"{way} {half} is {row['status']}"
+    speedup = row["speedup"]
+    because = ""
+    if row["emulated"]:
+        because = f" ({EMULATED}{'' if is_stock else '; videos are detected in FP32 here'})"
+    if speedup["verdict"] == "faster":
+        return f"{way} is {_times(speedup)} as fast {half} as in FP32{because}"
+    if speedup["verdict"] == "slower":
+        return f"{way} is slower {half} than in FP32: {_times(speedup)} its speed{because}"
+    if speedup["verdict"] == "within noise":
+        return (
+            f"no difference can be told between {way} {half} and in FP32: {_times(speedup)}, "
+            f"where two equal FP32 arms give {_times(speedup['noise'])}{because}"
+        )
+    return f"{way} {half} was timed too few times to compare it with FP32{because}"
 
 
 def _times(ratio: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from scipy.special import stdtrit
 
 from common import timing
 from common.comparison import compare
-from common.gpu_state import gpu_state, warnings_from
+from common.gpu_state import warnings_from
 from phase2_optimization.amp_reading import read_result
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def results(comparison: "AmpComparison") -> dict[str, Any]:
     settings, records = comparison.settings, comparison.records
     rows = [_row(name, record, comparison) for name, record in records.items()]
     steps = settings.steps + comparison.warmup_steps
-    before, after = comparison.gpu_before, gpu_state(comparison.device)
+    before, after = comparison.gpu_before, comparison.gpu_after
     report = {
         "steps": steps,
         "timed_steps": len(records["fp32"].step_ms),
@@ -43,7 +43,10 @@ def results(comparison: "AmpComparison") -> dict[str, Any]:
         "usual_amp": comparison.usual_amp,
         "arms": rows,
         "speedup": next(r["speedup"] for r in rows if r["name"] == comparison.usual_amp),
-        "inference": _inference(comparison),
+        "inference": {
+            "batch_size": 1,
+            "ways": [_inference_row(row, comparison) for row in comparison.inference],
+        },
         "gpu_state": {"before": before, "after": after},
         "warnings": warnings_from(before, after),
         "limits": LIMITS.format(steps=steps),
@@ -129,22 +132,18 @@ def difference(fp32_runs: Sequence[Run], runs: Sequence[Run], metric: str) -> di
     }
 
 
-def _inference(comparison: "AmpComparison") -> dict[str, Any] | None:
-    found = dict(comparison.inference)
-    times = found.pop("ms", None)
-    if times is None:
-        return found or None
-    fp32, again, amp = times["fp32"], times["fp32 (again)"], times[found["precision"]]
-    if not len(fp32):
-        return {**found, "status": "stopped: the clock went back in every round"}
+def _inference_row(row: Mapping[str, Any], comparison: "AmpComparison") -> dict[str, Any]:
+    row = dict(row)
+    ms = row.pop("ms", None)
+    if ms is None:
+        return row
+    if not len(ms["fp32"]):
+        return {**row, "status": "stopped: the clock went back in every round"}
     return {
-        **found,
-        "iterations": len(fp32),
-        "latency_ms": {
-            "fp32": timing.summarise(fp32),
-            found["precision"]: timing.summarise(amp),
-        },
-        "speedup": _compare(fp32, again, amp, comparison),
+        **row,
+        "iterations": len(ms["fp32"]),
+        "latency_ms": {name: timing.summarise(ms[name]) for name in ("fp32", "half")},
+        "speedup": _compare(ms["fp32"], ms["again"], ms["half"], comparison),
     }
 
 

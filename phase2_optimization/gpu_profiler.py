@@ -5,10 +5,11 @@
         --model-path outputs/models/best_model.pth --data-path path/to/coco \\
         --batch-size 8 --steps 20 --device cuda
 
-Profiles the training step of phase 1 and the inference graph, each beside torchvision's own.
-Writes into outputs/metrics: profile.json (stages, forced waits for the device, kernel launches,
-arithmetic against this machine's measured peak, advice), profile_memory.png (memory in the course
-of a step) and profile_trace.json.gz, which https://ui.perfetto.dev opens.
+Profiles the training step of phase 1 and inference as the video pipeline runs it (in the half
+precision that the device computes natively, if any), each beside torchvision's own in FP32. Writes
+into outputs/metrics: profile.json (stages, forced waits for the device, kernel launches, arithmetic
+against this machine's measured peak, advice), profile_memory.png (memory in the course of a step)
+and profile_trace.json.gz, which https://ui.perfetto.dev opens.
 
 `GPUProfiler` is the small tool for code of your own:
 
@@ -38,13 +39,10 @@ from common.cli import UserError, log
 if TYPE_CHECKING:
     import torch
 
-    from phase2_optimization.profiling import Profile
-
 STEPS = 8
 BATCH_SIZE = 4
 AMP = ("auto", "off", "bf16", "fp16")
 MAX_TRACE_MIB = 20.0
-BAR = 24  # characters of a whole step
 
 
 @dataclass
@@ -192,7 +190,7 @@ def profile_model(
     """Profiles training on the train split and inference on the val split; writes the report."""
     import torch
 
-    from phase2_optimization import profiling
+    from phase2_optimization import profile_report, profiling
     from phase2_optimization.inputs import load_inputs, writable_folder
     from phase2_optimization.memory_use import bounded_host_memory
 
@@ -220,21 +218,17 @@ def profile_model(
             raise
         what = f"does not fit into the memory of {device}"
         raise UserError(f"--batch-size {batch_size}", what, "give a smaller one") from error
-    for name, part in (("training", profile.training), ("inference", profile.inference)):
-        _log_part(name, part, device)
-        _log_inside(part, profile.peak)
-    report = {
-        **artifacts.provenance(
-            "profile", str(device), [loaded.path, train.annotation_file, val.annotation_file]
-        ),
+    inputs = [loaded.path, train.annotation_file, val.annotation_file]
+    settings = {
         "architecture": loaded.architecture,
         "amp": amp,
         "batch_size": batch_size,
         "steps": steps,
-        "gpu_state": profile.gpu_state,
-        "warnings": profile.warnings,
     }
-    _save(report, profile, device, output, max_trace_mib)
+    profile_report.log_profile(profile, device)
+    report = {**artifacts.provenance("profile", str(device), inputs), **settings}
+    saved = profile_report.save(report, profile, device, output, max_trace_mib)
+    cli.finished(saved, "python phase2_optimization/benchmark_inference.py")
 
 
 def chosen_amp(amp: str, device: "torch.device") -> str:
@@ -248,94 +242,6 @@ def chosen_amp(amp: str, device: "torch.device") -> str:
     if amp == "fp16" and device.type == "cpu":
         raise UserError("--amp fp16", "needs a GPU", "use --amp bf16 or off")
     return native_amp(device) if amp == "auto" else amp
-
-
-def _save(
-    report: dict[str, Any],
-    profile: "Profile",
-    device: "torch.device",
-    output: Path,
-    max_trace_mib: float,
-) -> None:
-    """Writes the trace, the picture and, last, the report that tells of them."""
-    from phase2_optimization import flops, memory_timeline, profile_trace
-    from phase2_optimization.advice import advise
-
-    trace_path, report_path = output / "profile_trace.json.gz", output / "profile.json"
-    picture = output / "profile_memory.png"
-    traced = profile_trace.save(profile.trace, trace_path, max_trace_mib)
-    timelines = memory_timeline.read_timelines(
-        profile.trace["traceEvents"], ("training", "inference"), device.type
-    )
-    saved = [report_path, trace_path]
-    if timelines:
-        title = (
-            f"Memory in the course of a step: {report['architecture']}, "
-            f"batch of {report['batch_size']}, amp {report['amp']}, "
-            f"{environment.device_name(str(device))}"
-        )
-        memory_timeline.draw(timelines, device.type, title, picture)
-        saved.insert(1, picture)
-    advice = advise(profile.training, profile.inference)
-    for sentence in advice or ["none: no part of a step stands out"]:
-        log.info("Advice – %s", sentence)
-    for sentence in profile.warnings:
-        log.warning("%s", sentence)
-    artifacts.write_json(
-        report_path,
-        {
-            **report,
-            **profile.training,
-            "host_syncs_are_measured_on": device.type,
-            "inference": profile.inference,
-            "peak_measured_here": profile.peak,
-            "flops_counted": flops.COUNTED,
-            "memory": {name: timeline.summary() for name, timeline in timelines.items()},
-            "trace": traced,
-            "advice": advice,
-        },
-    )
-    cli.finished(saved, "python phase2_optimization/benchmark_inference.py")
-
-
-def _log_part(name: str, part: dict[str, Any], device: "torch.device") -> None:
-    stock = part["stock"]
-    low, high = stock["speedup"]["ci95"]
-    log.info(
-        "\n%s: %.1f ms a step (median), %.1f images/s; %.2fx [%.2f, %.2f] torchvision's own",
-        *(name, part["free_step_ms"]["p50"], part["images_per_s"]),
-        *(stock["speedup"]["ratio"], low, high),
-    )
-    log.info("  %-16s%11s%9s  %-*s%15s", "stage", "ms", "share", BAR, "", "torchvision ms")
-    stock_ms = {stage["name"]: stage["ms"] for stage in stock["stages"]}
-    for stage in part["stages"]:
-        beside = stock_ms.get(stage["name"])
-        log.info(
-            "  %-16s%11.2f%8.1f%%  %-*s%15s",
-            *(stage["name"], stage["ms"], stage["share"] * 100),
-            *(BAR, "#" * round(stage["share"] * BAR), "–" if beside is None else f"{beside:.2f}"),
-        )
-    would_be = "" if device.type == "cuda" else " (would-be: there is no GPU to wait for)"
-    log.info(
-        "  %d operations, %d host syncs%s, peak memory %s MiB",
-        *(part["operations_per_step"], part["host_syncs_per_step"], would_be),
-        "unknown" if part["peak_memory_mib"] is None else round(part["peak_memory_mib"]),
-    )
-
-
-def _log_inside(part: dict[str, Any], peak: dict[str, dict[str, float]]) -> None:
-    arithmetic, activity = part["flops"], part["device_activity"]
-    if activity:
-        log.info(
-            "  %d kernel launches, the GPU works %.0f%% of the time after the data has come",
-            *(activity["kernel_launches"], part["gpu_busy_share"] * 100),
-        )
-    log.info(
-        "  %.1f GFLOP a step; the networks run at %.0f GFLOP/s, %.0f%% of the %.0f measured (%s)",
-        *(arithmetic["gflop_per_step"], arithmetic["computing_gflop_s"]),
-        arithmetic["computing_share_of_peak"] * 100,
-        *(peak[arithmetic["dtype"]]["gflop_s"], arithmetic["dtype"]),
-    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -357,7 +263,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=AMP,
         default=AMP[0],
         help="half precision of the training step, as in train.py; auto: what the device computes "
-        "natively, if any",
+        "natively, if any, which inference always takes",
     )
     measured.add_argument(
         "--max-trace-mib",

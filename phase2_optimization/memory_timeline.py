@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common import artifacts
 from common.timing import MIB
 from phase2_optimization.stages import OTHER, STAGES
 
@@ -145,6 +144,7 @@ def draw(timelines: Mapping[str, Timeline], device_type: str, title: str, path: 
     Args:
         timelines: by the name of the step, at least one.
         device_type: "cpu" or "cuda".
+        path: the PNG, written in place.
     """
     import matplotlib
 
@@ -167,8 +167,7 @@ def draw(timelines: Mapping[str, Timeline], device_type: str, title: str, path: 
             _draw_legend(axis)
         axes[-1, 0].set_xlabel("ms; a profiled step is slower than one that runs freely")
         figure.suptitle(title, fontsize=11)
-        with artifacts.atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=110)
+        figure.savefig(path, dpi=110)
     finally:
         plt.close(figure)
 

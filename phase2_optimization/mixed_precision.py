@@ -11,7 +11,9 @@ computes the networks in 16 bits and keeps the box arithmetic in FP32; amp_stock
 way, torchvision's forward with autocast around the whole of it. FP32 is strict: TF32 is off, and
 is an arm of its own. With the first seed the arms take turns and are timed, FP32 twice: what
 differs between equal arms is the noise, and nothing inside it is called faster. The other seeds
-tell how far losses and mAP differ anyway.
+tell how far losses and mAP differ anyway. At the end inference is timed, one image at a time, half
+precision against FP32: the graph of the video pipeline, and torchvision's own forward pass under
+autocast.
 
 Writes outputs/metrics/amp_comparison.json and optimization_comparison.png.
 """

@@ -8,7 +8,6 @@ whole cost, and are not augmented.
 import contextlib
 import copy
 import itertools
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,10 +20,13 @@ from torch import Tensor, nn
 
 from common import models
 from common.coco import COCODataset, CocoSplit, ImageRecord, read_image
-from common.fastpath import fast_training, normalise_batch, precision_safe_autocast
-from common.inference_graph import InferenceGraph, graph_predictor
+from common.fast_inference import shipped_graph
+from common.fastpath import fast_training, native_amp, normalise_batch, precision_safe_autocast
+from common.inference_graph import graph_predictor
 from common.training_losses import training_losses
+from common.training_update import update_if_finite
 from phase2_optimization.amp_batches import image_seeds, training_batches
+from phase2_optimization.inputs import most_common_size
 from phase2_optimization.stages import DATA_WAIT, StageClock, watch_detector, watch_graph
 
 if TYPE_CHECKING:
@@ -52,6 +54,11 @@ class Arm:
     watch: Callable[[StageClock], AbstractContextManager[None]]
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """torch.bfloat16 -> "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 # --- training -----------------------------------------------------------------------------------
 
 
@@ -70,7 +77,8 @@ def training_arm(
         amp: "off", "bf16" or "fp16", the precision of the heavy layers.
     """
     model = _trained_copy(loaded.model, device).to(memory_format=torch.channels_last)
-    optimizer = _optimizer(loaded.architecture, model, fused=device.type in ("cpu", "cuda"))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = _optimizer(loaded.architecture, parameters, fused=device.type in ("cpu", "cuda"))
     scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
     size = {"min_size": model.transform.min_size[-1], "max_size": model.transform.max_size}
     losses_log, numbers = LossesLog(device), itertools.count(seed)
@@ -95,15 +103,15 @@ def training_arm(
             total = torch.stack(list(losses.values())).sum()
             scaler.scale(total).backward()
         with clock.stage("optimizer"):
-            is_finite = _update(optimizer, scaler, total.detach())
+            _, is_made = update_if_finite(parameters, optimizer, scaler, total.detach())
         with clock.stage("logging"):
-            losses_log.note(losses, is_finite)
+            losses_log.note(losses, is_made)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(fast_training(model))
         if amp != "off":
             stack.enter_context(precision_safe_autocast(model, DTYPES[amp], device.type))
-        words = f"phase 1's training step, {'FP32' if amp == 'off' else amp} and fast paths"
+        words = f"phase 1's training step, {name_of(DTYPES[amp])} and fast paths"
         yield Arm(words, DTYPES[amp], step, partial(watch_detector, model=model))
 
 
@@ -113,7 +121,8 @@ def stock_training_arm(
     """torchvision's step as its reference scripts make it: lists of float images, FP32, and the
     loss read at every step."""
     model = _trained_copy(loaded.model, device)
-    optimizer = _optimizer(loaded.architecture, model, fused=False)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = _optimizer(loaded.architecture, parameters, fused=False)
     dataset, indices = COCODataset(split), _endless_order(len(split.records), seed)
 
     def step(clock: StageClock) -> None:
@@ -135,7 +144,7 @@ def stock_training_arm(
         with clock.stage("optimizer"):
             optimizer.step()
 
-    words = "torchvision's own training step, FP32"
+    words = "torchvision's own training step, float32"
     return Arm(words, torch.float32, step, partial(watch_detector, model=model))
 
 
@@ -148,31 +157,13 @@ def _trained_copy(model: "FasterRCNN", device: torch.device) -> "FasterRCNN":
     return model
 
 
-def _optimizer(architecture: str, model: "FasterRCNN", *, fused: bool) -> torch.optim.Optimizer:
+def _optimizer(
+    architecture: str, parameters: list[nn.Parameter], *, fused: bool
+) -> torch.optim.Optimizer:
     """What phase 1 takes by default."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
     if architecture == models.DEMO:
         return torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=fused)
     return torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=0.9, fused=fused)
-
-
-def _update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: Tensor) -> Tensor:
-    """Steps unless the loss or a gradient is no number, without waiting for the device to know.
-
-    Returns:
-        Whether it did: bool [], on the device.
-    """
-    gradients = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    is_finite = torch.isfinite(norm) & torch.isfinite(loss)
-    if scaler.is_enabled():
-        scaler.step(optimizer)
-        scaler.update()
-        return is_finite
-    if optimizer.defaults["fused"]:
-        optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
-    optimizer.step()
-    return is_finite
 
 
 class LossesLog:
@@ -183,9 +174,9 @@ class LossesLog:
         self._every = LOOK_EVERY[device.type]
         self._unread: list[Tensor] = []
 
-    def note(self, losses: dict[str, Tensor], is_finite: Tensor) -> None:
+    def note(self, losses: dict[str, Tensor], is_made: Tensor) -> None:
         values = torch.stack([loss.detach() for loss in losses.values()])
-        self._unread.append(torch.where(is_finite, values, 0.0))
+        self._unread.append(torch.where(is_made, values, 0.0))
         if len(self._unread) == self._every:
             self.rows += torch.stack(self._unread).tolist()
             self._unread.clear()
@@ -200,16 +191,15 @@ def _endless_order(count: int, seed: int) -> Iterator[int]:
 # --- inference ----------------------------------------------------------------------------------
 
 
-def inference_arms(
+def inference_arm(
     loaded: models.LoadedModel, split: CocoSplit, device: torch.device, batch_size: int
-) -> tuple[Arm, Arm]:
-    """Reading images and detecting objects in them: with the inference graph, as the video
-    pipeline does, and with torchvision's own forward pass. Both are FP32 and share the weights."""
-    model = copy.deepcopy(loaded.model).to(device).eval()
-    graph = InferenceGraph(model)
+) -> Arm:
+    """Reading images and detecting objects in them as the video pipeline does: with the fast
+    graph, in the half precision that the device computes natively, if any."""
+    dtype = DTYPES[native_amp(device)]
+    graph = shipped_graph(loaded.model, device, dtype)
     predict = graph_predictor(graph, device)
-    records = _of_the_common_size(split)
-    coming, stock_coming = itertools.cycle(records), itertools.cycle(records)
+    coming = itertools.cycle(_of_the_common_size(split))
 
     def step(clock: StageClock) -> None:
         with clock.stage(DATA_WAIT):
@@ -217,9 +207,20 @@ def inference_arms(
         with clock.stage("copy to device"):  # up to where the graph takes over
             predict(images)
 
-    def stock_step(clock: StageClock) -> None:
+    words = f"the fast inference graph, as videos are detected with, {name_of(dtype)}"
+    return Arm(words, dtype, step, partial(watch_graph, graph=graph))
+
+
+def stock_inference_arm(
+    loaded: models.LoadedModel, split: CocoSplit, device: torch.device, batch_size: int
+) -> Arm:
+    """The same with torchvision's own forward pass, in FP32."""
+    model = copy.deepcopy(loaded.model).to(device).eval()
+    coming = itertools.cycle(_of_the_common_size(split))
+
+    def step(clock: StageClock) -> None:
         with clock.stage(DATA_WAIT):
-            images = _read(itertools.islice(stock_coming, batch_size))
+            images = _read(itertools.islice(coming, batch_size))
         with clock.stage("copy to device"):
             inputs = [torch.from_numpy(image).to(device) for image in images]
         with clock.stage("transform"):
@@ -231,17 +232,12 @@ def inference_arms(
                 for value in output.values():
                     value.cpu()
 
-    words = "the inference graph, FP32"
-    stock_words = "torchvision's own forward pass, FP32"
-    return (
-        Arm(words, torch.float32, step, partial(watch_graph, graph=graph)),
-        Arm(stock_words, torch.float32, stock_step, partial(watch_detector, model=model)),
-    )
+    words = "torchvision's own forward pass, float32"
+    return Arm(words, torch.float32, step, partial(watch_detector, model=model))
 
 
 def _of_the_common_size(split: CocoSplit) -> Sequence[ImageRecord]:
-    sizes = Counter((record.width, record.height) for record in split.records)
-    common = max(sizes, key=lambda size: (sizes[size], size))
+    common = most_common_size(split)
     return [record for record in split.records if (record.width, record.height) == common]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity
 
-from common import artifacts, timing
+from common import timing
 from phase2_optimization.profile_steps import Arm
 from phase2_optimization.stages import StageClock
 
@@ -39,16 +39,16 @@ def record(arms: Mapping[str, Arm], device: torch.device) -> Trace:
 def save(trace: Trace, path: Path, max_mib: float) -> dict[str, Any]:
     """Writes a trace as gzipped JSON; above `max_mib` with its longest events only.
 
+    Args:
+        path: written to more than once until it is small enough, so a temporary one.
+
     Returns:
         {"events": written, "events_dropped": n, "size_mib": of the file}
     """
     kept = trace["traceEvents"]
-    with artifacts.atomic_path(path) as temporary:
-        while (size_mib := _write(temporary, {**trace, "traceEvents": kept})) > max_mib:
-            if len(kept) == 1:
-                break
-            by_length = sorted(kept, key=_length, reverse=True)
-            kept = by_length[: max(1, int(len(by_length) * 0.9 * max_mib / size_mib))]
+    while (size_mib := _write(path, {**trace, "traceEvents": kept})) > max_mib and len(kept) > 1:
+        by_length = sorted(kept, key=_length, reverse=True)
+        kept = by_length[: max(1, int(len(by_length) * 0.9 * max_mib / size_mib))]
     dropped = len(trace["traceEvents"]) - len(kept)
     return {"events": len(kept), "events_dropped": dropped, "size_mib": size_mib}
 

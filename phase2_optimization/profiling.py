@@ -11,14 +11,16 @@ import numpy as np
 import torch
 
 from common import fastpath_boxes, inference_ops, roi_align, timing
+from common.cli import UserError
 from common.coco import CocoSplit
+from common.comparison import compare
 from common.fastpath_boxes import replaced
 from common.gpu_state import gpu_state, warnings_from
 from common.models import LoadedModel
 from phase2_optimization import flops, profile_steps, profile_trace
 from phase2_optimization.advice import UNDISTURBED
 from phase2_optimization.launches import OperationCounter, device_activity
-from phase2_optimization.profile_steps import Arm
+from phase2_optimization.profile_steps import Arm, name_of
 from phase2_optimization.stages import DATA_WAIT, NETWORKS, StageClock
 
 if TYPE_CHECKING:
@@ -62,39 +64,38 @@ def measure(
     """Profiles training on `train` and inference on `val` on the profiler's device.
 
     Args:
-        profiler: takes the times of whole steps under "training", "inference" and, of
-            torchvision's own, "training (torchvision)" and "inference (torchvision)".
+        profiler: measures the first steps of every arm.
         loaded: the model, on the CPU; it stays as it is.
         amp: precision of the training step's heavy layers, "off", "bf16" or "fp16".
     """
     device = profiler.device
     with contextlib.ExitStack() as stack:
         # In this order, so that the peak memory of either holds little of the other.
-        inference, stock_inference = profile_steps.inference_arms(loaded, val, device, batch_size)
-        peaks_mib = {"inference": _warm_up(inference, device, 0.0)}
+        inference = profile_steps.inference_arm(loaded, val, device, batch_size)
+        peaks_mib = {"inference": _warm_up(profiler, "inference", inference, 0.0)}
         held_mib = _allocated_mib(device)
         training = stack.enter_context(
             profile_steps.training_arm(loaded, train, device, batch_size, amp, seed)
         )
-        peaks_mib["training"] = _warm_up(training, device, held_mib)
-        stock_training = profile_steps.stock_training_arm(loaded, train, device, batch_size, seed)
-        for stock in (stock_training, stock_inference):
-            _warm_up(stock, device, 0.0)
-
-        before = gpu_state(device)
+        peaks_mib["training"] = _warm_up(profiler, "training", training, held_mib)
         arms = {"training": training, "inference": inference}
-        stocks = {"training": stock_training, "inference": stock_inference}
+        stocks = _stock_twins(loaded, train, val, device, batch_size, seed)
+        for name, twins in stocks.items():
+            for stock in twins:
+                _warm_up(profiler, f"{name} (torchvision)", stock, 0.0)
+
+        before = gpu_state(device)  # here and below while the clocks are those of work
         parts = {
-            name: measure_pair(profiler, name, arm, stocks[name], batch_size, steps)
+            name: measure_pair(arm, stocks[name], device, batch_size, steps, seed)
             for name, arm in arms.items()
         }
-        after = gpu_state(device)  # now, while the clocks are those of work
+        after = gpu_state(device)
         dtypes = {arm.dtype for arm in arms.values()}
         peak = {name_of(dtype): flops.measure_peak(device, dtype) for dtype in dtypes}
         trace = profile_trace.record(arms, device)
         for name, arm in arms.items():
             parts[name]["peak_memory_mib"] = peaks_mib[name]
-            counts = flops.count_flops(partial(stocks[name].step, _free_clock(device)))
+            counts = flops.count_flops(partial(stocks[name][0].step, _free_clock(device)))
             events = trace["traceEvents"]
             parts[name] |= look_inside(name, arm, parts[name], counts, peak, events, device)
     warnings = [*warnings_from(before, after), *_on_the_processor(parts)]
@@ -102,30 +103,43 @@ def measure(
     return Profile(parts["training"], parts["inference"], peak, trace, states, warnings)
 
 
+def _stock_twins(
+    loaded: LoadedModel,
+    train: CocoSplit,
+    val: CocoSplit,
+    device: torch.device,
+    batch_size: int,
+    seed: int,
+) -> dict[str, tuple[Arm, Arm]]:
+    """torchvision's arms, each twice: how far two equal arms are apart is the noise."""
+    training = partial(profile_steps.stock_training_arm, loaded, train, device, batch_size, seed)
+    inference = partial(profile_steps.stock_inference_arm, loaded, val, device, batch_size)
+    return {"training": (training(), training()), "inference": (inference(), inference())}
+
+
 def _on_the_processor(parts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, part in parts.items():
         share = part["processor_share"]
         if share is not None and share < UNDISTURBED:
             yield (
-                f"{name}: this process had the processor for {share:.0%} of the time only: others "
-                "use it, and the times are too long."
+                f"{name}: the main thread ran {share:.0%} of the time and waited for the rest: for "
+                "a processor that others use, for its own other threads or for the disk; in the "
+                "first case the times are too long."
             )
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _free_clock(device: torch.device) -> StageClock:
     return StageClock(device, wait_at_stages=False)
 
 
-def _warm_up(arm: Arm, device: torch.device, held_mib: float) -> float | None:
+def _warm_up(profiler: "GPUProfiler", name: str, arm: Arm, held_mib: float) -> float | None:
     """Makes the first steps; returns their peak memory, on a GPU without what others hold."""
-    with timing.PeakMemory(device) as memory:
+    tag = f"first steps of {name}"
+    with profiler.profile(tag):
         for _ in range(WARMUP_STEPS):
-            arm.step(_free_clock(device))
-    return None if memory.mib is None else memory.mib - held_mib
+            arm.step(_free_clock(profiler.device))
+    mib = profiler.metrics[tag][-1]["peak_memory_mib"]
+    return None if mib is None else mib - held_mib
 
 
 def _allocated_mib(device: torch.device) -> float:
@@ -137,51 +151,59 @@ def _allocated_mib(device: torch.device) -> float:
 
 
 def measure_pair(
-    profiler: "GPUProfiler", name: str, arm: Arm, stock: Arm, batch_size: int, steps: int
+    own: Arm,
+    stock_twins: tuple[Arm, Arm],
+    device: torch.device,
+    batch_size: int,
+    steps: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """Times steps of both arms in turns, whole and by stage.
+    """Times steps of all arms in turns, whole and by stage.
 
     A whole step waits for the device at its ends only. On the CPU nothing is waited for, so there
     a step timed by stage is a whole one, too.
 
+    Args:
+        own: this project's arm.
+        stock_twins: torchvision's, which it is compared with, and its equal.
+        seed: of the order in which they take turns.
+
     Returns:
-        `description`, `stages` [{name, ms, share}] of a typical step with the largest first,
-        `step_ms` of the steps timed by stage, `free_step_ms` of the whole ones, `images_per_s`,
-        and under `stock` the same of the other arm and how many times as fast as it the first one
-        is (`speedup`). `processor_share`, on the CPU: of the time in which the main thread ran.
+        `description`, `precision`, `stages` [{name, ms, share}] of a typical step with the largest
+        first, `step_ms` of the steps timed by stage, `free_step_ms` of the whole ones,
+        `images_per_s`, and under `stock` the same of the other arm and how many times as fast as
+        it the first one is: `speedup`, of `common.comparison.compare`, whose `ci95` and `noise` are
+        None where there is one step only. `processor_share`, on the CPU: the share of the time in
+        which the main thread ran.
+
+    Raises:
+        UserError: no step has a time to be believed.
     """
-    device = profiler.device
-    pair = {name: arm, f"{name} (torchvision)": stock}
-    staged = {tag: StageClock(device) for tag in pair}
+    on_cpu = device.type == "cpu"
+    arms = dict(zip(("own", "stock", "again"), (own, *stock_twins), strict=True))
+    clocks = {name: StageClock(device) for name in arms}
+    calls = {name: partial(_staged_step, arm, clocks[name]) for name, arm in arms.items()}
+    if not on_cpu:
+        by_stage = {f"{name} by stage": calls[name] for name in ("own", "stock")}
+        whole = {name: partial(arm.step, _free_clock(device)) for name, arm in arms.items()}
+        calls = {**whole, **by_stage}
     started, worked = perf_counter(), thread_time()
-    for _ in range(steps):
-        for tag, each in pair.items():
-            by_stage = partial(_staged_step, each, staged[tag])
-            if device.type == "cpu":
-                with profiler.profile(tag):
-                    by_stage()
-                continue
-            with profiler.profile(tag):
-                each.step(_free_clock(device))
-            by_stage()
-    on_cpu = device.type == "cpu"  # beside a GPU, the host has reason to wait
-    share = (thread_time() - worked) / (perf_counter() - started) if on_cpu else None
-    times_ms = {
-        tag: np.array([record["time_s"] * 1e3 for record in profiler.metrics[tag]]) for tag in pair
-    }
-    own, other = (
-        {
-            "description": each.description,
-            "stages": _rows(staged[tag]),
-            "step_ms": timing.summarise(staged[tag].step_ms()),
-            "free_step_ms": timing.summarise(times_ms[tag]),
-            "images_per_s": batch_size / timing.summarise(times_ms[tag])["p50"] * 1e3,
-        }
-        for tag, each in pair.items()
+    times_ms = timing.measure_interleaved(
+        calls, rounds=steps, warmup=0, device=device, seed=seed % 2**32
     )
-    own_ms, other_ms = times_ms.values()
-    speedup = timing.ratio_with_ci(other_ms, own_ms)
-    return {**own, "stock": {**other, "speedup": speedup}, "processor_share": share}
+    # Beside a GPU, the host has reason to wait.
+    share = (thread_time() - worked) / (perf_counter() - started) if on_cpu else None
+    if not len(times_ms["own"]):
+        raise UserError("the clock", "went back in every round", "measure again")
+    mine, other = (
+        _described(arms[name], clocks[name], times_ms[name], batch_size)
+        for name in ("own", "stock")
+    )
+    compared = compare(times_ms["stock"], times_ms["own"], times_ms["again"], seed % 2**32)
+    speedup = compared.as_dict()
+    if len(times_ms["own"]) == 1:  # without a spread there is no interval
+        speedup |= {"ci95": None, "noise": None}
+    return {**mine, "stock": {**other, "speedup": speedup}, "processor_share": share}
 
 
 def _staged_step(arm: Arm, clock: StageClock) -> None:
@@ -189,10 +211,22 @@ def _staged_step(arm: Arm, clock: StageClock) -> None:
         arm.step(clock)
 
 
-def _rows(clock: StageClock) -> list[dict[str, Any]]:
+def _described(
+    arm: Arm, clock: StageClock, whole_ms: np.ndarray, batch_size: int
+) -> dict[str, Any]:
     stage_ms = clock.typical_ms()
     total_ms = sum(stage_ms.values())
-    return [{"name": name, "ms": ms, "share": ms / total_ms} for name, ms in stage_ms.items()]
+    free = timing.summarise(whole_ms)
+    return {
+        "description": arm.description,
+        "precision": name_of(arm.dtype),
+        "stages": [
+            {"name": name, "ms": ms, "share": ms / total_ms} for name, ms in stage_ms.items()
+        ],
+        "step_ms": timing.summarise(clock.step_ms()),
+        "free_step_ms": free,
+        "images_per_s": batch_size / free["p50"] * 1e3,
+    }
 
 
 # --- what a step holds --------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 
 from common import timing
 from common.fastpath_boxes import replaced
+from common.low_precision import InPrecision
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
@@ -164,8 +165,11 @@ def watch_graph(clock: StageClock, graph: "InferenceGraph") -> Iterator[None]:
 @contextlib.contextmanager
 def _watch_backbone(clock: StageClock, backbone: torch.nn.Module) -> Iterator[None]:
     modules: dict[str, Any] = {"backbone": backbone}
-    if hasattr(backbone, "fpn"):
-        modules["FPN"] = backbone.fpn
+    pyramid = getattr(
+        backbone.module if isinstance(backbone, InPrecision) else backbone, "fpn", None
+    )
+    if pyramid is not None:
+        modules["FPN"] = pyramid
     with _watch_modules(clock, modules):
         yield
 

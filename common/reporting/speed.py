@@ -51,8 +51,9 @@ def profile_section(report: Report | None) -> Section:
             for stage in listed(dig(part, "stages"))[:MAX_BARS]
         )
         if bars:
-            batch = text(dig(report, "batch_size"))
-            blocks.append(Bars(f"One {name} step, batch size {batch}", bars))
+            batch, precision = text(dig(report, "batch_size")), dig(part, "precision")
+            told = f", {text(precision)}" if precision else ""
+            blocks.append(Bars(f"One {name} step, batch size {batch}{told}", bars))
     advice = dig(report, "advice")
     sentences = advice if isinstance(advice, list) else [advice]
     blocks += [Note(f"Advice: {words}") for words in sentences if isinstance(words, str)]

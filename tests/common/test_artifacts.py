@@ -126,6 +126,61 @@ def test_a_folder_without_permission(tmp_path, monkeypatch, function):
         artifacts.write_text(tmp_path / "sub" / "a.txt", "x")
 
 
+# --- write_together ---------------------------------------------------------------------------
+
+
+def put(content: str):
+    return lambda path: path.write_text(content)
+
+
+def write_three(folder: Path, last) -> None:
+    """b, c and the report a, in this order; b and a of an earlier run are there."""
+    (folder / "a.json").write_text("old")
+    (folder / "b.png").write_text("old")
+    writers = {folder / "b.png": put("new"), folder / "c.gz": put("new"), folder / "a.json": last}
+    artifacts.write_together(writers)
+
+
+def test_files_that_belong_together_appear_in_their_order_once_all_are_whole(tmp_path, monkeypatch):
+    placed, replace = [], os.replace
+
+    def last(path: Path) -> None:
+        assert path.parent == tmp_path
+        assert [file.read_text() for file in (tmp_path / "a.json", tmp_path / "b.png")] == [
+            "old"
+        ] * 2
+        path.write_text("new")
+
+    monkeypatch.setattr(
+        artifacts.os, "replace", lambda *to: placed.append(Path(to[1]).name) or replace(*to)
+    )
+    write_three(tmp_path, last)
+    assert placed == ["b.png", "c.gz", "a.json"]
+    assert names(tmp_path) == sorted(placed)
+    for file in tmp_path.iterdir():
+        assert file.read_text() == "new"
+        assert file.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("failure", [ValueError("x"), KeyboardInterrupt(), OSError(errno.EIO, "x")])
+def test_one_that_fails_leaves_all_the_old_files_alone(tmp_path, failure):
+    def fail(path: Path) -> None:
+        raise failure
+
+    expected = UserError if isinstance(failure, OSError) else type(failure)
+    with pytest.raises(expected, match=r"a\.json: cannot" if expected is UserError else None):
+        write_three(tmp_path, fail)
+    assert names(tmp_path) == ["a.json", "b.png"]
+    assert {file.read_text() for file in tmp_path.iterdir()} == {"old"}
+
+
+def test_json_among_others_is_what_write_json_writes(tmp_path):
+    content = {"b": 1, "a": ["ü", np.float32(0.5)]}
+    artifacts.write_json(tmp_path / "alone.json", content)
+    artifacts.write_together({tmp_path / "a.json": lambda path: artifacts.put_json(path, content)})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "alone.json").read_bytes()
+
+
 # --- JSON -------------------------------------------------------------------------------------
 
 

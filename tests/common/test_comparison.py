@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common import timing
-from common.comparison import MIN_ROUNDS, block_length, compare, ratio_interval
+from common.comparison import MIN_ROUNDS, block_length, compare, median_interval, ratio_interval
 
 SIMULATIONS = 100
 
@@ -166,3 +166,14 @@ def test_block_length_is_the_cube_root(rounds, length):
 def test_what_cannot_be_compared_is_refused(baseline, candidate, message):
     with pytest.raises(ValueError, match=message):
         compare(np.array(baseline), np.array(candidate))
+
+
+def test_a_median_among_slow_spells_is_less_certain_than_among_single_hiccups():
+    """The same 48 times, in two waves and well mixed."""
+    waves = 10 + 2 * np.sin(np.arange(48) * 2 * np.pi / 24)
+    mixed = np.random.default_rng(0).permutation(waves)
+    (median, (low, high)), (same, (mixed_low, mixed_high)) = map(median_interval, (waves, mixed))
+    assert median == same == np.median(waves)
+    assert low < mixed_low < median < mixed_high < high
+    assert high - low > 1.3 * (mixed_high - mixed_low)
+    assert ratio_interval(waves, np.ones(48)) == median_interval(waves)

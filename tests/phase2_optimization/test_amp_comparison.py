@@ -1,21 +1,16 @@
 """How a precision comparison measures: arms in step, one seed at a time, memory by itself."""
 
-import dataclasses
-
-import numpy as np
 import pytest
 import torch
 
 from common import timing
 from common.coco import load_split
-from common.inference_graph import InferenceGraph
 from common.models import load_model
 from phase2_optimization import amp_comparison
 from phase2_optimization.amp_arm import Precision, TrainingArm
 from phase2_optimization.amp_comparison import AGAIN, AmpComparison, ArmRecord, Settings
 
 CPU = torch.device("cpu")
-BF16 = Precision("", torch.bfloat16)
 
 
 def settings(steps: int = 2, **changes) -> Settings:
@@ -133,47 +128,64 @@ def test_an_operation_the_device_lacks_makes_an_arm_unavailable(comparison, monk
     assert failure == "unavailable: \"nms\" not implemented for 'BFloat16'"
 
 
-def test_inference_is_timed_under_the_autocast_of_training(comparison, monkeypatch):
-    """With stand-ins: which arm computes in what, and that all of them see the same images."""
-    seen: dict[str, list] = {}
-    monkeypatch.setattr(amp_comparison, "INFERENCE_ROUNDS", 2)
-
-    def stub(name):
-        def predict_next(images):
-            seen.setdefault(name, []).append(int(next(images).sum()))
-
-        return predict_next
-
-    monkeypatch.setattr(comparison, "_predictor", stub)
-    comparison.time_inference()
-    assert seen["fp32"] == seen["amp_bf16"] == seen[AGAIN]
-    assert len(seen["fp32"]) == 4  # two to warm up, two timed
-    assert {len(ms) for ms in comparison.inference["ms"].values()} == {2}
+@pytest.fixture
+def with_stock(comparison):
+    comparison.records["amp_stock"] = ArmRecord(Precision("", torch.bfloat16, stock=True))
+    return comparison
 
 
-def test_autocast_of_inference_is_undone_after_each_image(comparison, monkeypatch):
-    dtypes = []
-    run = InferenceGraph.forward
+def test_inference_is_timed_in_both_ways_on_the_first_images(with_stock, monkeypatch):
+    asked = []
 
-    def noted(self, images):
-        dtypes.append(torch.float32 if "forward" not in vars(self.backbone) else torch.bfloat16)
-        return run(self, images)
+    def stub(model, precision, images, device, rounds, seed):
+        asked.append((model, precision, [image.shape for image in images], rounds, seed))
+        return {"name": len(asked)}
 
-    monkeypatch.setattr(InferenceGraph, "forward", noted)
-    low = dataclasses.replace(comparison.records["amp_bf16"], precision=BF16)
-    comparison.records["amp_bf16"] = low
-    image = np.zeros((48, 64, 3), np.uint8)
-    predict = comparison._predictor("amp_bf16")
-    predict(iter([image]))
-    assert dtypes == [torch.bfloat16]
-    comparison._predictor("fp32")(iter([image]))
-    comparison._predictor(AGAIN)(iter([image]))
-    assert dtypes[1:] == [torch.float32] * 2
+    monkeypatch.setattr(amp_comparison, "time_inference", stub)
+    monkeypatch.setattr(amp_comparison, "INFERENCE_IMAGES", 3)
+    with_stock.time_inference()
+    assert with_stock.inference == [{"name": 1}, {"name": 2}]
+    precisions = [with_stock.records[name].precision for name in ("amp_bf16", "amp_stock")]
+    sizes = [(48, 64, 3), (64, 48, 3), (48, 64, 3)]
+    assert asked == [(with_stock._model, p, sizes, 30, 0) for p in precisions]
 
 
-def test_inference_in_a_precision_the_device_lacks_says_so(comparison):
-    lacking = Precision("", torch.bfloat16, unavailable="why")
-    comparison.records["amp_bf16"] = ArmRecord(lacking, "unavailable: why")
-    comparison.time_inference()
-    assert comparison.inference["status"] == "unavailable: why"
-    assert "ms" not in comparison.inference
+@pytest.mark.parametrize("why", ["unavailable: why", amp_comparison.SLOW])
+def test_inference_that_is_left_out_says_so(with_stock, monkeypatch, why):
+    unavailable = "why" if why.startswith("unavailable") else ""
+    precision = Precision("", torch.bfloat16, stock=True, unavailable=unavailable)
+    with_stock.records["amp_stock"] = ArmRecord(precision, why)
+    monkeypatch.setattr(amp_comparison, "time_inference", lambda *_: {"status": "ok"})
+    with_stock.time_inference()
+    timed, left_out = with_stock.inference
+    assert timed["status"] == "ok"
+    assert (left_out["name"], left_out["status"]) == ("stock_autocast", why)
+    assert "ms" not in left_out
+
+
+def test_training_that_ran_out_of_memory_keeps_no_inference_from_being_timed(
+    with_stock, monkeypatch
+):
+    with_stock.records["amp_bf16"].failure = "oom"
+    monkeypatch.setattr(amp_comparison, "time_inference", lambda *_: {"status": "ok"})
+    with_stock.time_inference()
+    assert [row["status"] for row in with_stock.inference] == ["ok", "ok"]
+
+
+def test_the_gpu_is_looked_at_when_it_is_warm_and_after_every_timed_part(comparison, monkeypatch):
+    """Never before it has work, and no more once the steps are made."""
+    made, looks = [], []
+    step = TrainingArm.step
+
+    def noted(self):
+        made.append(1)
+        step(self)
+
+    monkeypatch.setattr(TrainingArm, "step", noted)
+    monkeypatch.setattr(
+        amp_comparison, "gpu_state", lambda device: looks.append(len(made)) or {"look": len(looks)}
+    )
+    monkeypatch.setattr(amp_comparison, "_parts", lambda steps: [1, 1])
+    comparison.train()
+    assert looks == [3, 6, 9]  # three arms: a warm-up step of each, and two parts of one step
+    assert (comparison.gpu_before, comparison.gpu_after) == ({"look": 1}, {"look": 3})

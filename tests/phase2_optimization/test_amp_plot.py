@@ -7,6 +7,7 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
+from common.comparison import median_interval
 from phase2_optimization import amp_plot, mixed_precision
 
 NAMES = ("fp32", "tf32", "amp_fp16", "amp_bf16", "amp_stock")
@@ -75,6 +76,17 @@ def test_the_specifications_function_draws_its_three_panels(tmp_path, drawn):
     assert [patch.get_height() for patch in bars.patches] == [11.0, 5.5]
     assert bars.get_title() == "Speed-up of AMP: 2.00x"  # no rounds to pair, so no interval
     assert [line.get_ydata().tolist() for line in course.lines] == [[10, 11, 12], [5, 6]]
+
+
+def test_intervals_of_the_medians_are_those_of_runs_of_steps(tmp_path, drawn):
+    """Slow spells last for several steps, so single steps may not be resampled."""
+    spells = 10 + 2 * np.sin(np.arange(48) * 2 * np.pi / 24)
+    mixed_precision.plot_optimization_results(spells, [7.0], tmp_path / "p.png")
+    bars = drawn[0][1]
+    assert len(bars.containers) == 3  # two bars, and an interval where there is more than one step
+    (segment,) = bars.containers[1].lines[2][0].get_segments()
+    _, interval = median_interval(spells)
+    assert segment[:, 1] == pytest.approx(interval)
 
 
 def test_the_specifications_function_has_a_place_by_default(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from common.cli import log
+from phase2_optimization.amp_inference import SHIPPED, STOCK, WAYS
 from phase2_optimization.amp_reading import log_tables, read_result
 
 NOISE = {"ratio": 1.0, "ci95": [0.98, 1.02]}
@@ -49,7 +50,7 @@ def arm(name: str, speedup: dict, **changes) -> dict:
     }
 
 
-def report(speedup: dict = FASTER, *others: dict, inference: dict | None = None, **changes) -> dict:
+def report(speedup: dict = FASTER, *others: dict, inference: tuple = (), **changes) -> dict:
     fp32 = arm("fp32", BASELINE)
     return {
         "arms": [fp32, *others, arm("amp_bf16", speedup, **changes)],
@@ -58,7 +59,7 @@ def report(speedup: dict = FASTER, *others: dict, inference: dict | None = None,
         "steps": 22,
         "memory_kind": "peak of the CUDA allocator",
         "evaluated_images": 60,
-        "inference": inference,
+        "inference": {"batch_size": 1, "ways": inference},
     }
 
 
@@ -203,26 +204,83 @@ def test_autocast_around_everything_is_told_where_it_does_harm():
     assert "amp_stock is invalid" in read_result(report(FASTER, diverged))
 
 
+def way(name: str, speedup: dict | None, **changes) -> dict:
+    return {
+        "name": name,
+        "description": WAYS[name],
+        "precision": "bfloat16",
+        "emulated": False,
+        "status": "ok",
+        "speedup": speedup,
+        **changes,
+    }
+
+
 @pytest.mark.parametrize(
-    ("speedup", "words"),
+    ("speedup", "shipped", "stock"),
     [
-        (FASTER, "amp_bf16 is 1.40x [1.30, 1.50] as fast as fp32."),
-        (SLOWER, "amp_bf16 is slower than fp32: 0.70x [0.60, 0.80] its speed."),
-        (EQUAL, "fp32 and amp_bf16 cannot be told apart: 1.01x [0.97, 1.05]."),
-        (UNTOLD, "too few were timed to compare."),
+        pytest.param(
+            FASTER,
+            "the inference graph of the video pipeline is 1.40x [1.30, 1.50] as fast in bfloat16 "
+            "as in FP32",
+            "torchvision's own forward pass is 1.40x [1.30, 1.50] as fast under autocast to "
+            "bfloat16 as in FP32",
+            id="faster",
+        ),
+        pytest.param(
+            SLOWER,
+            "the inference graph of the video pipeline is slower in bfloat16 than in FP32: 0.70x "
+            "[0.60, 0.80] its speed",
+            "torchvision's own forward pass is slower under autocast to bfloat16 than in FP32: "
+            "0.70x [0.60, 0.80] its speed",
+            id="slower",
+        ),
+        pytest.param(
+            EQUAL,
+            "no difference can be told between the inference graph of the video pipeline in "
+            "bfloat16 and in FP32: 1.01x [0.97, 1.05], where two equal FP32 arms give 1.00x "
+            "[0.98, 1.02]",
+            "no difference can be told between torchvision's own forward pass under autocast to "
+            "bfloat16 and in FP32: 1.01x [0.97, 1.05], where two equal FP32 arms give 1.00x "
+            "[0.98, 1.02]",
+            id="noise",
+        ),
+        pytest.param(
+            UNTOLD,
+            "the inference graph of the video pipeline in bfloat16 was timed too few times to "
+            "compare it with FP32",
+            "torchvision's own forward pass under autocast to bfloat16 was timed too few times to "
+            "compare it with FP32",
+            id="few rounds",
+        ),
     ],
 )
-def test_inference_is_read_like_training(speedup, words):
-    inference = {"precision": "amp_bf16", "status": "ok", "speedup": speedup}
-    reading = read_result(report(inference=inference))
-    assert reading.endswith(f"Inference, one image at a time: {words}")
+def test_each_way_of_inference_is_read_like_training(speedup, shipped, stock):
+    ways = way(SHIPPED, speedup), way(STOCK, SLOWER)
+    reading = read_result(report(inference=ways))
+    assert f"Inference, one image at a time: {shipped}; torchvision's own" in reading
+    reading = read_result(report(inference=(way(STOCK, speedup),)))
+    assert reading.endswith(f"Inference, one image at a time: {stock}.")
 
 
-def test_inference_that_cannot_run_says_why():
-    inference = {"precision": "amp_bf16", "status": "unavailable: made for cpu"}
-    assert read_result(report(inference=inference)).endswith(
-        "Inference, one image at a time: amp_bf16 is unavailable: made for cpu."
+def test_inference_that_was_not_measured_says_why_or_nothing():
+    ways = way(SHIPPED, None, status="unavailable: made for cpu"), way(STOCK, None, status="oom")
+    assert read_result(report(inference=ways)).endswith(
+        "Inference, one image at a time: the inference graph of the video pipeline in bfloat16 is "
+        "unavailable: made for cpu; torchvision's own forward pass under autocast to bfloat16 is "
+        "oom."
     )
+    assert "Inference" not in read_result(report())
+
+
+def test_inference_in_emulated_bfloat16_is_no_way_of_the_videos():
+    ways = way(SHIPPED, SLOWER, emulated=True), way(STOCK, SLOWER, emulated=True)
+    shipped, stock = (
+        read_result(report(inference=ways)).split("image at a time: ")[1].split("; tor")
+    )
+    emulated = "(this CPU has no bfloat16 instructions and emulates them"
+    assert shipped.endswith(f"its speed {emulated}; videos are detected in FP32 here)")
+    assert stock.endswith(f"its speed {emulated}).")
 
 
 def test_tables_name_every_arm_with_its_noise_or_its_reason(caplog):

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from common.cli import UserError
+from common.fastpath import native_amp
 from phase2_optimization import flops, gpu_profiler, memory_timeline, profiling
 from phase2_optimization.gpu_profiler import GPUProfiler
+from phase2_optimization.profile_steps import DTYPES, name_of
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
@@ -128,8 +130,16 @@ def test_profile_json_keeps_the_contract(report):
     assert {"data wait", "backbone", "RPN", "RoI heads", "backward", "optimizer"} <= names
     assert "backward" not in {stage["name"] for stage in report["inference"]["stages"]}
     assert report["gpu_state"] == {"before": None, "after": None}
-    assert all("had the processor" in warning for warning in report["warnings"])
+    assert all("the main thread ran" in warning for warning in report["warnings"])
     assert (report["amp"], report["batch_size"], report["steps"]) == ("off", 2, 3)
+    assert report["precision"] == report["stock"]["precision"] == "float32"
+    native = DTYPES[native_amp(torch.device("cpu"))]
+    assert report["inference"]["precision"] == name_of(native)  # whatever --amp is
+    assert report["inference"]["stock"]["precision"] == "float32"
+    for part in (report, report["inference"]):
+        assert part["stock"]["speedup"]["verdict"] == "too few rounds to tell"
+        low, high = part["stock"]["speedup"]["ci95"]
+        assert low <= part["stock"]["speedup"]["ratio"] <= high
 
 
 @pytest.mark.parametrize("part", ["training", "inference"])
@@ -152,8 +162,9 @@ def test_arithmetic_is_that_of_the_networks(report):
     assert training["convolution"] == pytest.approx(inference["convolution"], rel=0.01)
     assert 1.5 < training["convolution_backward"] / training["convolution"] < 2
     assert training["mm"] == pytest.approx(2 * training["addmm"])
-    peak = report["peak_measured_here"]["float32"]
     for part in (report, report["inference"]):
+        assert part["flops"]["dtype"] == part["precision"]
+        peak = report["peak_measured_here"][part["precision"]]
         rate = part["flops"]["gflop_per_step"] / part["free_step_ms"]["p50"] * 1e3
         assert part["flops"]["share_of_peak"] == pytest.approx(rate / peak["gflop_s"])
         # Without the stages that compute nothing it is more, but other steps are timed for it.
@@ -281,7 +292,8 @@ def test_a_folder_that_cannot_be_written_to_is_named(model_path, data_path, tmp_
 def test_a_signal_leaves_no_half_written_file(
     number, status, model_path, data_path, tmp_path, monkeypatch
 ):
-    """It arrives while the picture is drawn, after the trace and before the report."""
+    """It arrives while the picture is drawn, when the trace is whole: older files stay as they
+    are, and without any there is none."""
 
     def stopped(*_):
         os.kill(os.getpid(), number)
@@ -289,9 +301,20 @@ def test_a_signal_leaves_no_half_written_file(
 
     monkeypatch.setattr(memory_timeline, "draw", stopped)
     assert gpu_profiler.main(quick_arguments(model_path, data_path, tmp_path)) == status
-    assert [file.name for file in tmp_path.iterdir()] == ["profile_trace.json.gz"]
-    with gzip.open(tmp_path / "profile_trace.json.gz", "rt", encoding="utf-8") as file:
-        assert json.load(file)["traceEvents"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_report_that_cannot_be_written_keeps_the_trace_it_would_have_told_of(
+    model_path, data_path, tmp_path, monkeypatch
+):
+    older = dict.fromkeys(("profile.json", "profile_trace.json.gz"), b"older")
+    for name, content in older.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr("phase2_optimization.flops.COUNTED", float("nan"))  # JSON has no such
+    assert gpu_profiler.main(quick_arguments(model_path, data_path, tmp_path)) == 1
+    left = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.suffix != ".log"}
+    assert left == older
 
 
 @pytest.mark.usefixtures("measured")

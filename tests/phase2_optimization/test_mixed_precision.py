@@ -135,9 +135,20 @@ def test_too_few_steps_and_inference_are_read_as_such(compared):
     assert "one timed step cannot tell training speeds apart" in report["reading"]
     assert report["limits"].startswith("2 steps show whether")
     assert report["inference"]["batch_size"] == 1
-    assert set(report["inference"]["latency_ms"]) == {"fp32", "amp_bf16"}
-    assert report["inference"]["iterations"] == 2
-    assert "Inference, one image at a time: too few were timed" in report["reading"]
+    for way in report["inference"]["ways"]:
+        assert way["status"] == "ok"
+        assert way["precision"] == "bfloat16"
+        assert set(way["latency_ms"]) == {"fp32", "half"}
+        assert way["iterations"] == 2
+        assert way["speedup"]["verdict"] == "too few rounds to tell"
+        assert way["speedup"]["noise"] is not None
+    names = [way["name"] for way in report["inference"]["ways"]]
+    assert names == ["shipped_graph", "stock_autocast"]
+    assert (
+        "Inference, one image at a time: the inference graph of the video pipeline in bfloat16 was "
+        "timed too few" in report["reading"]
+    )
+    assert "own forward pass under autocast to bfloat16 was timed too few" in report["reading"]
 
 
 def test_the_figure_needs_neither_seaborn_nor_a_display(compared):

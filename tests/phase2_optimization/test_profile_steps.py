@@ -1,6 +1,7 @@
 """The profiled steps: they are the steps the project makes, with all their time in stages."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,13 @@ from common.models import load_model
 from common.training_losses import LOSS_NAMES, training_losses
 from phase2_optimization import profile_steps
 from phase2_optimization.amp_batches import image_seeds, training_batches
-from phase2_optimization.profile_steps import LossesLog, inference_arms, stock_training_arm
+from phase2_optimization.profile_steps import (
+    LossesLog,
+    inference_arm,
+    name_of,
+    stock_inference_arm,
+    stock_training_arm,
+)
 from phase2_optimization.stages import OTHER, STAGES, StageClock
 
 CPU = torch.device("cpu")
@@ -103,19 +110,24 @@ def test_a_step_of_the_optimizer_is_made(loaded, train, monkeypatch):
     assert_unchanged(loaded, before)
 
 
-def test_a_loss_that_is_no_number_changes_no_weight():
-    for make in (torch.optim.SGD, torch.optim.AdamW):
-        weight = torch.nn.Parameter(torch.ones(2))
-        optimizer = make([weight], lr=0.1, fused=True)
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        for loss, gradient, made in (
-            (1.0, torch.nan, False),
-            (torch.inf, 1.0, False),
-            (1.0, 1.0, True),
-        ):
-            weight.grad = torch.full((2,), gradient)
-            assert bool(profile_steps._update(optimizer, scaler, torch.tensor(loss))) == made
-            assert torch.equal(weight, torch.ones(2)) != made
+def test_a_loss_that_is_no_number_changes_no_weight(loaded, train, monkeypatch):
+    copies, sums = [], profile_steps.training_losses
+    copy_of = profile_steps._trained_copy
+    monkeypatch.setattr(profile_steps, "LEARNING_RATE", 0.01)
+    monkeypatch.setattr(
+        profile_steps, "_trained_copy", lambda *args: copies.append(copy_of(*args)) or copies[-1]
+    )
+
+    def spoilt(*args):
+        found = sums(*args)
+        return SimpleNamespace(losses=lambda: {k: v * torch.nan for k, v in found.losses().items()})
+
+    monkeypatch.setattr(profile_steps, "training_losses", spoilt)
+    before = weights(loaded)
+    with profile_steps.training_arm(loaded, train, CPU, 2, "off", seed=0) as arm:
+        staged(arm, steps=1)
+    (model,) = copies
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_losses_are_read_every_few_steps_only(monkeypatch):
@@ -136,20 +148,49 @@ def test_the_stock_step_is_torchvisions(loaded, train):
     assert_unchanged(loaded, before)
 
 
-def test_inference_is_the_graph_on_images_of_the_common_size(loaded, val, monkeypatch):
-    calls = []
-    forward = InferenceGraph.forward
+INFERENCE = {*FORWARD, "data wait", "copy to device", "post-processing", "results to host"}
+
+
+@pytest.mark.parametrize(
+    ("native", "dtype"), [("off", torch.float32), ("bf16", torch.bfloat16)], ids=["FP32", "BF16"]
+)
+def test_inference_is_what_videos_are_detected_with(loaded, val, monkeypatch, native, dtype):
+    """In the precision that is native: on images of the common size, with all its stages."""
+    monkeypatch.setattr(profile_steps, "native_amp", lambda device: native)
+    before, calls, graphs = weights(loaded), [], []
+    forward, ship = InferenceGraph.forward, profile_steps.shipped_graph
+
+    def noted(self, images):
+        calls.append((images, forward(self, images)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(InferenceGraph, "forward", noted)
     monkeypatch.setattr(
-        InferenceGraph,
-        "forward",
-        lambda self, images: calls.append(images) or forward(self, images),
+        profile_steps, "shipped_graph", lambda *args: graphs.append(ship(*args)) or graphs[-1]
     )
-    graph, stock = inference_arms(loaded, val, CPU, batch_size=2)
-    expected = {*FORWARD, "data wait", "copy to device", "post-processing", "results to host"}
-    for arm in (graph, stock):
-        clock = staged(arm)
-        assert set(clock.steps[1]) == {*expected, OTHER}
-        typical = clock.typical_ms()
-        assert typical[OTHER] < 0.2 * sum(typical.values())
-    assert [tuple(images.shape) for images in calls] == [(2, 48, 64, 3)] * 2
-    assert not torch.equal(*calls)  # three images of that size are gone through in turn
+    arm = inference_arm(loaded, val, CPU, batch_size=2)
+    clock = staged(arm)
+    assert arm.dtype is dtype
+    assert name_of(dtype) in arm.description
+    assert set(clock.steps[1]) == {*INFERENCE, OTHER}
+    typical = clock.typical_ms()
+    assert typical[OTHER] < 0.2 * sum(typical.values())
+    images = [given for given, _ in calls]
+    assert [tuple(given.shape) for given in images] == [(2, 48, 64, 3)] * 2
+    assert not torch.equal(*images)  # three images of that size are gone through in turn
+    (graph,) = graphs
+    assert next(graph.backbone.parameters()).dtype is dtype
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in graph.modules())  # all are folded
+    with torch.inference_mode():
+        expected = ship(load_model(loaded.path, CPU).model, CPU, dtype)(images[1])
+    for found, value in zip(calls[1][1], expected, strict=True):
+        torch.testing.assert_close(found, value, rtol=0, atol=0)
+    assert_unchanged(loaded, before)
+
+
+def test_the_stock_inference_is_torchvisions_in_fp32(loaded, val):
+    before = weights(loaded)
+    arm = stock_inference_arm(loaded, val, CPU, batch_size=2)
+    assert arm.dtype is torch.float32
+    assert set(staged(arm).steps[1]) == {*INFERENCE, OTHER}
+    assert_unchanged(loaded, before)

@@ -1,12 +1,15 @@
 """What is concluded from times, counts and events, on steps made of nothing."""
 
 import contextlib
+import itertools
 
 import pytest
 import torch
 
+from common import timing
+from common.cli import UserError
+from common.comparison import compare
 from phase2_optimization import launches, profiling
-from phase2_optimization.gpu_profiler import GPUProfiler
 from phase2_optimization.profile_steps import Arm
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -21,44 +24,69 @@ def arm_of(name, calls, work=lambda: None):
     return Arm(name, torch.float32, step, lambda clock: contextlib.nullcontext())
 
 
-def profiler_on(device):
-    profiler = GPUProfiler("cpu")
-    profiler.device = device
-    return profiler
+@pytest.fixture
+def rounds(monkeypatch):
+    """What `measure_interleaved` is asked for, and the times it answers with."""
+    asked = []
+    measure = timing.measure_interleaved
+
+    def noted(arms, **settings):
+        asked.append((list(arms), settings, measure(arms, **settings)))
+        return asked[-1][2]
+
+    monkeypatch.setattr(timing, "measure_interleaved", noted)
+    return asked
 
 
-def test_both_arms_take_turns_and_are_compared(monkeypatch):
+def test_the_arms_take_turns_in_random_order_and_torchvisions_twice(rounds):
     calls = []
-    profiler = profiler_on(CPU)
-    part = profiling.measure_pair(
-        profiler, "training", arm_of("own", calls), arm_of("stock", calls), batch_size=4, steps=3
-    )
-    assert calls == ["own", "stock"] * 3
-    times_ms = {tag: [r["time_s"] * 1e3 for r in rs] for tag, rs in profiler.metrics.items()}
-    assert set(times_ms) == {"training", "training (torchvision)"}
-    own, stock = sorted(times_ms["training"])[1], sorted(times_ms["training (torchvision)"])[1]
-    assert part["free_step_ms"]["p50"] == pytest.approx(own)
-    assert part["stock"]["free_step_ms"]["p50"] == pytest.approx(stock)
-    assert part["images_per_s"] == pytest.approx(4000 / own)
-    both = zip(times_ms["training (torchvision)"], times_ms["training"], strict=True)
-    ratios = sorted(theirs / ours for theirs, ours in both)
-    assert part["stock"]["speedup"]["ratio"] == pytest.approx(ratios[1])
+    own, *twins = (arm_of(name, calls) for name in ("own", "stock", "again"))
+    part = profiling.measure_pair(own, twins, CPU, 4, 12, 3)
+    in_rounds = [tuple(calls[start : start + 3]) for start in range(0, 36, 3)]
+    assert all(sorted(turn) == ["again", "own", "stock"] for turn in in_rounds)
+    assert len(set(in_rounds)) > 3
+    ((names, settings, ms),) = rounds
+    assert (names, settings["rounds"], settings["seed"]) == (["own", "stock", "again"], 12, 3)
+    expected = compare(ms["stock"], ms["own"], ms["again"], seed=3).as_dict()
+    assert part["stock"]["speedup"] == expected
+    assert expected["noise"] is not None
+    assert part["free_step_ms"] == timing.summarise(ms["own"])
+    assert part["stock"]["free_step_ms"] == timing.summarise(ms["stock"])
+    assert part["images_per_s"] == pytest.approx(4000 / part["free_step_ms"]["p50"])
     assert (part["description"], part["stock"]["description"]) == ("own", "stock")
     for side in (part, part["stock"]):
+        assert side["precision"] == "float32"
         assert {stage["name"] for stage in side["stages"]} == {"backbone", "other"}
         assert sum(stage["share"] for stage in side["stages"]) == pytest.approx(1)
 
 
-def test_on_a_device_that_is_waited_for_whole_steps_are_timed_beside_those_by_stage():
+def test_on_a_device_that_is_waited_for_whole_steps_are_timed_beside_those_by_stage(rounds):
     """ "meta" stands in for a GPU."""
     calls = []
-    profiler = profiler_on(torch.device("meta"))
-    part = profiling.measure_pair(
-        profiler, "inference", arm_of("own", calls), arm_of("stock", calls), batch_size=1, steps=2
-    )
-    assert calls == ["own", "own", "stock", "stock"] * 2
-    assert len(profiler.metrics["inference"]) == 2
+    own, *twins = (arm_of(name, calls) for name in ("own", "stock", "again"))
+    part = profiling.measure_pair(own, twins, torch.device("meta"), 1, 2, 0)
+    assert sorted(calls) == ["again"] * 2 + ["own"] * 4 + ["stock"] * 4
+    ((names, _, ms),) = rounds
+    assert names == ["own", "stock", "again", "own by stage", "stock by stage"]
+    assert part["free_step_ms"] == timing.summarise(ms["own"])
     assert part["step_ms"].keys() == part["free_step_ms"].keys()
+
+
+def test_one_step_carries_no_interval():
+    own, *twins = (arm_of(name, []) for name in ("own", "stock", "again"))
+    speedup = profiling.measure_pair(own, twins, CPU, 1, 1, 0)["stock"]["speedup"]
+    assert speedup["ratio"] > 0
+    assert speedup["ci95"] is speedup["noise"] is None
+    assert speedup["verdict"] == "too few rounds to tell"
+    low, high = profiling.measure_pair(own, twins, CPU, 1, 2, 0)["stock"]["speedup"]["ci95"]
+    assert low <= high
+
+
+def test_a_clock_that_only_goes_back_is_told(monkeypatch):
+    monkeypatch.setattr(timing, "perf_counter", itertools.count(0, -1).__next__)
+    own, *twins = (arm_of(name, []) for name in ("own", "stock", "again"))
+    with pytest.raises(UserError, match="the clock: went back in every round"):
+        profiling.measure_pair(own, twins, CPU, 1, 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -68,16 +96,16 @@ def test_the_share_of_the_time_a_processor_worked_is_known(monkeypatch, device, 
     looks, works = iter([10.0, 14.0]), iter([1.0, 1.0 + worked_s])
     monkeypatch.setattr(profiling, "perf_counter", lambda: next(looks))
     monkeypatch.setattr(profiling, "thread_time", lambda: next(works))
-    arms = arm_of("own", []), arm_of("stock", [])
-    part = profiling.measure_pair(profiler_on(device), "training", *arms, batch_size=1, steps=1)
-    assert part["processor_share"] == share
+    own, *twins = (arm_of(name, []) for name in ("own", "stock", "again"))
+    assert profiling.measure_pair(own, twins, device, 1, 1, 0)["processor_share"] == share
 
 
-def test_a_processor_that_others_use_is_warned_of():
+def test_a_thread_that_had_to_wait_is_told_without_a_guess_at_why():
     parts = {"training": {"processor_share": 0.52}, "inference": {"processor_share": 0.97}}
     assert list(profiling._on_the_processor(parts)) == [
-        "training: this process had the processor for 52% of the time only: others use it, and the "
-        "times are too long."
+        "training: the main thread ran 52% of the time and waited for the rest: for a processor "
+        "that others use, for its own other threads or for the disk; in the first case the times "
+        "are too long."
     ]
     assert list(profiling._on_the_processor({"training": {"processor_share": None}})) == []
 

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from common.fast_inference import shipped_graph
 from common.inference_graph import InferenceGraph
 from common.models import build_model
 from phase2_optimization import stages
@@ -95,8 +96,10 @@ def test_watching_a_detector_changes_nothing_and_leaves_nothing_behind(model):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_watching_the_graph_changes_nothing_and_leaves_nothing_behind(model):
-    graph = InferenceGraph(model)
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_watching_the_graph_changes_nothing_and_leaves_nothing_behind(model, dtype):
+    """The plain graph, and those that videos are detected with."""
+    graph = InferenceGraph(model) if dtype is None else shipped_graph(model, CPU, dtype)
     images = torch.randint(0, 255, (2, 48, 64, 3), dtype=torch.uint8)
     clock = StageClock(CPU)
     with torch.inference_mode():

@@ -1,0 +1,134 @@
+"""A profile in words, and its files: the report, the trace and the picture of the memory."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import artifacts, environment
+from common.cli import log
+from phase2_optimization import advice, flops, memory_timeline, profile_trace
+from phase2_optimization.profiling import Profile
+
+BAR = 24  # characters of a whole step
+
+
+def save(
+    report: dict[str, Any],
+    profile: Profile,
+    device: torch.device,
+    output: Path,
+    max_trace_mib: float,
+) -> list[Path]:
+    """Writes trace, picture and the report that tells of them, all or none; logs the advice.
+
+    Args:
+        report: its first keys: where it comes from and the settings.
+        max_trace_mib: a larger trace keeps its longest events only.
+
+    Returns:
+        What was written, the report first.
+    """
+    timelines = memory_timeline.read_timelines(
+        profile.trace["traceEvents"], ("training", "inference"), device.type
+    )
+    advised = advice.advise(profile.training, profile.inference)
+    for sentence in advised or ["none: no part of a step stands out"]:
+        log.info("Advice – %s", sentence)
+    for sentence in profile.warnings:
+        log.warning("%s", sentence)
+    traced: dict[str, Any] = {}
+
+    def write_trace(path: Path) -> None:
+        traced.update(profile_trace.save(profile.trace, path, max_trace_mib))
+
+    def draw(path: Path) -> None:
+        title = (
+            f"Memory in the course of a step: {report['architecture']}, batch of "
+            f"{report['batch_size']}, training in {profile.training['precision']}, inference in "
+            f"{profile.inference['precision']}, {environment.device_name(str(device))}"
+        )
+        memory_timeline.draw(timelines, device.type, title, path)
+
+    def write_report(path: Path) -> None:
+        content = {
+            **report,
+            "gpu_state": profile.gpu_state,
+            "warnings": profile.warnings,
+            **profile.training,
+            "host_syncs_are_measured_on": device.type,
+            "inference": profile.inference,
+            "peak_measured_here": profile.peak,
+            "flops_counted": flops.COUNTED,
+            "memory": {name: timeline.summary() for name, timeline in timelines.items()},
+            "trace": traced,
+            "advice": advised,
+        }
+        artifacts.put_json(path, content)
+
+    writers = {output / "profile_trace.json.gz": write_trace}
+    if timelines:
+        writers[output / "profile_memory.png"] = draw
+    writers[output / "profile.json"] = write_report
+    artifacts.write_together(writers)
+    return list(reversed(writers))
+
+
+def log_profile(profile: Profile, device: torch.device) -> None:
+    """Tables of the stages, and what a step holds."""
+    for name, part in (("training", profile.training), ("inference", profile.inference)):
+        _log_stages(name, part, device)
+        _log_inside(part, profile.peak)
+
+
+def _log_stages(name: str, part: dict[str, Any], device: torch.device) -> None:
+    stock = part["stock"]
+    log.info(
+        "\n%s, %s: %.1f ms a step (median), %.1f images/s",
+        *(name, part["description"], part["free_step_ms"]["p50"], part["images_per_s"]),
+    )
+    log.info("  %s", speed_in_words(stock))
+    log.info("  %-16s%11s%9s  %-*s%15s", "stage", "ms", "share", BAR, "", "torchvision ms")
+    stock_ms = {stage["name"]: stage["ms"] for stage in stock["stages"]}
+    for stage in part["stages"]:
+        beside = stock_ms.get(stage["name"])
+        log.info(
+            "  %-16s%11.2f%8.1f%%  %-*s%15s",
+            *(stage["name"], stage["ms"], stage["share"] * 100),
+            *(BAR, "#" * round(stage["share"] * BAR), "–" if beside is None else f"{beside:.2f}"),
+        )
+    would_be = "" if device.type == "cuda" else " (would-be: there is no GPU to wait for)"
+    log.info(
+        "  %d operations, %d host syncs%s, peak memory %s MiB",
+        *(part["operations_per_step"], part["host_syncs_per_step"], would_be),
+        "unknown" if part["peak_memory_mib"] is None else round(part["peak_memory_mib"]),
+    )
+
+
+def speed_in_words(stock: dict[str, Any]) -> str:
+    """How many times as fast as torchvision's own step, and whether that can be told."""
+    speedup = stock["speedup"]
+    told = f"{speedup['ratio']:.2f}x the speed of {stock['description']}"
+    if speedup["ci95"] is None:
+        return f"{told}; one step each has no interval and cannot tell speeds apart"
+    low, high = speedup["ci95"]
+    noise_low, noise_high = speedup["noise"]["ci95"]
+    return (
+        f"{told} [{low:.2f}, {high:.2f}], where two equal ones are [{noise_low:.2f}, "
+        f"{noise_high:.2f}]: {speedup['verdict']}"
+    )
+
+
+def _log_inside(part: dict[str, Any], peak: dict[str, dict[str, float]]) -> None:
+    arithmetic, activity = part["flops"], part["device_activity"]
+    if activity:
+        log.info(
+            "  %d kernel launches, the GPU works %.0f%% of the time after the data has come",
+            *(activity["kernel_launches"], part["gpu_busy_share"] * 100),
+        )
+    log.info(
+        "  %.1f GFLOP a step; the networks run at %.0f GFLOP/s, %.0f%% of the %.0f measured (%s)",
+        *(arithmetic["gflop_per_step"], arithmetic["computing_gflop_s"]),
+        arithmetic["computing_share_of_peak"] * 100,
+        *(peak[arithmetic["dtype"]]["gflop_s"], arithmetic["dtype"]),
+    )
