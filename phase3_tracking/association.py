@@ -11,6 +11,8 @@ Hungarian method finds (Kuhn 1955), by scipy: with a dense matrix where it is sm
 with a sparse one where it is not (Jonker and Volgenant 1987).
 """
 
+from itertools import pairwise
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
@@ -19,7 +21,9 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 DENSE_PAIRS = 5_000  # up to here comparing every box with every other is faster than sorting
 SMALL_ASSIGNMENT = 2_500  # cells up to which the whole assignment is solved at once
 DENSE_ASSIGNMENT = 10_000  # cells up to which a dense solver is faster than a sparse one
-MAX_PAIRS = 1 << 20  # pairs of boxes looked at in one go: bounds the memory of a crowded frame
+MAX_PAIRS = 1 << 15  # pairs of boxes looked at in one go: about what a cache holds
+MAX_COMPARED = 1 << 27  # pairs of boxes looked at in all, and of these
+MAX_OVERLAPS = 1 << 21  # pairs that overlap: bound the time and memory of a frame gone mad
 UNASSIGNED = 1e-9  # gain of leaving a box alone: less than that of any pair that counts
 
 Pairs = tuple[np.ndarray, np.ndarray]  # indices into a and into b, of equal length
@@ -51,7 +55,11 @@ def associate(
 def overlapping_pairs(
     boxes_a: np.ndarray, classes_a: np.ndarray, boxes_b: np.ndarray, classes_b: np.ndarray
 ) -> Pairs:
-    """All pairs of the same class whose boxes overlap, in order of a; see `associate`."""
+    """All pairs of the same class whose boxes overlap, in order of a; see `associate`.
+
+    Of more than MAX_OVERLAPS only the nearest of each box are returned: time and memory stay
+    bounded where thousands of boxes lie on each other, which no detector means.
+    """
     if len(classes_a) * len(classes_b) <= DENSE_PAIRS:
         overlaps = boxes_a[0][:, None] < boxes_b[2]
         overlaps &= boxes_b[0] < boxes_a[2][:, None]
@@ -60,29 +68,87 @@ def overlapping_pairs(
         overlaps &= classes_a[:, None] == classes_b
         row, column = overlaps.nonzero()
         return row, column
-    rows_at_once = max(1, MAX_PAIRS // len(classes_b))
-    parts = []
-    for start in range(0, len(classes_a), rows_at_once):
-        part = slice(start, start + rows_at_once)
-        row, column = _sweep(boxes_a[:, part], classes_a[part], boxes_b, classes_b)
-        parts.append((row + start, column))
-    if len(parts) == 1:
-        return parts[0]
-    rows, columns = zip(*parts, strict=True)
-    return np.concatenate(rows), np.concatenate(columns)
+    return _sweep(boxes_a, classes_a, boxes_b, classes_b)
 
 
 def _sweep(
     boxes_a: np.ndarray, classes_a: np.ndarray, boxes_b: np.ndarray, classes_b: np.ndarray
 ) -> Pairs:
     """`overlapping_pairs` by a sweep along x: b is sorted, each box of a looks into its stretch."""
+    by_left, begin, count = _stretches(boxes_a, boxes_b)
+    if count.sum() > MAX_COMPARED:  # too many lie above each other: along y there are fewer
+        boxes_a, boxes_b = boxes_a[[1, 0, 3, 2]], boxes_b[[1, 0, 3, 2]]
+        by_left, begin, count = _stretches(boxes_a, boxes_b)
+    boxes = (boxes_a, classes_a, boxes_b, classes_b)
+    if count.sum() <= MAX_COMPARED:
+        parts, found = [], 0
+        for part in _parts(count):
+            parts.append(_overlapping_in(part, begin, count, by_left, *boxes))
+            found += len(parts[-1][0])
+            if found > MAX_OVERLAPS:
+                break
+        else:
+            return _joined(parts)
+    begin, count = _nearest(boxes_a[0], boxes_b[0][by_left], begin, count)
+    return _joined([_overlapping_in(one, begin, count, by_left, *boxes) for one in _parts(count)])
+
+
+def _stretches(
+    boxes_a: np.ndarray, boxes_b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The order of b by its left, and where therein the overlaps of each of a begin, and how many
+    come into question."""
     by_left = np.argsort(boxes_b[0], kind="stable")
     left = boxes_b[0][by_left]
     widest = (boxes_b[2] - boxes_b[0]).max()
     begin = np.searchsorted(left, boxes_a[0] - widest)
-    count = np.maximum(np.searchsorted(left, boxes_a[2]) - begin, 0)
+    return by_left, begin, np.maximum(np.searchsorted(left, boxes_a[2]) - begin, 0)
+
+
+def _nearest(
+    left_a: np.ndarray, left: np.ndarray, begin: np.ndarray, count: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The middle of each stretch, MAX_OVERLAPS in all; what is alike looks into different ones."""
+    most = max(1, MAX_OVERLAPS // len(left_a))
+    order = np.argsort(left_a, kind="stable")
+    ordered = left_a[order]
+    alike = np.empty(len(order), np.int64)
+    alike[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    first = np.searchsorted(left, left_a) + alike - most // 2
+    first = first.clip(begin, begin + np.maximum(count - most, 0))
+    return first, np.minimum(count, most)
+
+
+def _parts(count: np.ndarray) -> list[slice]:
+    """Rows in which about MAX_PAIRS pairs are looked at."""
     end_of_row = np.cumsum(count)
-    row = np.repeat(np.arange(len(count)), count)
+    if end_of_row[-1] <= MAX_PAIRS:
+        return [slice(0, len(count))]
+    edges = np.flatnonzero(np.diff(end_of_row // MAX_PAIRS)) + 1
+    return [slice(*pair) for pair in pairwise([0, *edges.tolist(), len(count)])]
+
+
+def _joined(parts: list[Pairs]) -> Pairs:
+    if len(parts) == 1:
+        return parts[0]
+    rows, columns = zip(*parts, strict=True)
+    return np.concatenate(rows), np.concatenate(columns)
+
+
+def _overlapping_in(
+    part: slice,
+    begin: np.ndarray,
+    count: np.ndarray,
+    by_left: np.ndarray,
+    boxes_a: np.ndarray,
+    classes_a: np.ndarray,
+    boxes_b: np.ndarray,
+    classes_b: np.ndarray,
+) -> Pairs:
+    """Pairs of the boxes of a in `part`, each with `count` of b from `begin` in order of left."""
+    begin, count = begin[part], count[part]
+    end_of_row = np.cumsum(count)
+    row = np.repeat(np.arange(part.start, part.stop), count)
     column = np.arange(len(row)) + np.repeat(begin - (end_of_row - count), count)
     column = by_left[column]
     overlaps = boxes_a[0][row] < boxes_b[2][column]

@@ -23,6 +23,7 @@ from common.cli import UserError
 NO_CLASS = -1  # what MOT15 writes where it knows no class
 MAX_FRAME = 10_000_000  # eleven days at 10 frames a second; larger numbers are damage
 MAX_ID = 2**53  # the last whole number before a float64 skips some
+LARGEST = 1e100  # of a number; an area of larger ones would not be finite
 REQUIRED_COLUMNS, USED_COLUMNS = 6, 8
 DEFAULTS = [1.0, float(NO_CLASS)]  # confidence and class of a row without them
 
@@ -114,6 +115,8 @@ def _parse(path: Path, number: int, line: str) -> list[float]:
         raise _bad_line(path, number, f"frame {frame:g} is not a whole number from 1")
     if track_id % 1 or max(abs(track_id), abs(class_id)) > MAX_ID:
         raise _bad_line(path, number, f"id {track_id:g} is not a whole number")
+    if max(row) > LARGEST or min(row) < -LARGEST:
+        raise _bad_line(path, number, "a value is too large")
     return row
 
 
@@ -201,7 +204,8 @@ def find_sequences(path: Path) -> list[MotSequence]:
     Raises:
         UserError: there is no det/det.txt at or below `path`.
     """
-    folders = [path] if (path / "det" / "det.txt").is_file() else sorted(path.iterdir())
+    is_sequence = (path / "det" / "det.txt").is_file() or not path.is_dir()
+    folders = [path] if is_sequence else sorted(path.iterdir())
     found = [folder for folder in folders if (folder / "det" / "det.txt").is_file()]
     if not found:
         raise UserError(path, "holds no det/det.txt", "give a MOTChallenge folder or a det.txt")

@@ -96,8 +96,8 @@ class OCSORTTracker(SORTTracker):
 
     def _momentum(self, boxes: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
         """(P,) from 1/2, the pair's detection lies in the track's direction, to -1/2, opposite."""
-        tracks = self._tracks[:, column]
-        oldest, newest = tracks[OLDEST_CENTRE], tracks[CENTRES][:2]
+        oldest = self._tracks[OLDEST_CENTRE][:, column]
+        newest = self._tracks[CENTRES][:2][:, column]
         so_far = newest - oldest
         to_detection = (boxes[0:2, row] + boxes[2:4, row]) / 2 - oldest
         lengths = np.linalg.norm(so_far, axis=0) * np.linalg.norm(to_detection, axis=0)

@@ -115,3 +115,57 @@ def test_a_large_crowd_has_the_dense_optimum():
     gain[gain < 0.2] = 0
     best = gain[linear_sum_assignment(gain, maximize=True)].sum()
     assert gain[row, column].sum() == pytest.approx(best, abs=1e-6)
+
+
+def lines_up(boxes_a: np.ndarray, boxes_b: np.ndarray) -> list[tuple[int, int]]:
+    pairs = overlapping_pairs(
+        boxes_a, np.ones(boxes_a.shape[1]), boxes_b, np.ones(boxes_b.shape[1])
+    )
+    return sorted(zip(*(one.tolist() for one in pairs), strict=True))
+
+
+def test_what_lies_above_each_other_is_swept_along_y():
+    rng = np.random.default_rng(2)
+    corners = np.stack([rng.uniform(0, 3, 90), rng.uniform(0, 3000, 90)])
+    a = np.concatenate([corners, corners + 40])
+    b = a + rng.normal(0, 5, a.shape[1])
+    expected = lines_up(a, b)
+    assert 90 < len(expected) < 1000
+    with mock.patch.multiple(association, DENSE_PAIRS=0, MAX_COMPARED=1000):
+        assert lines_up(a, b) == expected  # 8100 along x
+
+
+def test_of_too_many_overlaps_the_nearest_are_taken():
+    rng = np.random.default_rng(3)
+    corners = rng.uniform(0, 30, (2, 90))
+    a = np.concatenate([corners, corners + 40])
+    b = a + rng.normal(0, 0.1, a.shape[1])
+    everything = set(lines_up(a, b))
+    assert len(everything) > 8000
+    with mock.patch.multiple(association, DENSE_PAIRS=0, MAX_PAIRS=100, MAX_OVERLAPS=90 * 9):
+        some = lines_up(a, b)
+    assert len(some) <= 90 * 9
+    assert set(some) <= everything
+    assert set(some) >= {(one, one) for one in range(90)}  # the box itself, moved a little
+
+
+@pytest.mark.parametrize("limits", [{"MAX_OVERLAPS": 90}, {"MAX_OVERLAPS": 900, "MAX_COMPARED": 1}])
+def test_of_too_many_that_are_alike_everyone_finds_another(limits):
+    same = np.tile([[10.0], [10], [50], [60]], 90)
+    with mock.patch.multiple(association, DENSE_PAIRS=0, **limits):
+        row, column = associate(same, np.ones(90), same, np.ones(90), 0.3)
+    assert sorted(row.tolist()) == sorted(column.tolist()) == list(range(90))
+
+
+@pytest.mark.parametrize("dense_pairs", [0, association.DENSE_PAIRS])
+@settings(max_examples=60, deadline=None)
+@given(first=boxes_of_classes, second=boxes_of_classes)
+def test_the_bounds_of_a_frame_never_make_a_pair_up(dense_pairs, first, second):
+    limits = {"MAX_PAIRS": 3, "MAX_COMPARED": 5, "MAX_OVERLAPS": 4}
+    with mock.patch.multiple(association, DENSE_PAIRS=dense_pairs, **limits):
+        row, column = overlapping_pairs(*columns(first), *columns(second))
+    pairs = list(zip(row.tolist(), column.tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs)
+    for i, j in pairs:
+        assert iou_of(first[i][0], second[j][0]) > 0
+        assert first[i][1] == second[j][1]

@@ -13,7 +13,7 @@ def written(folder, text: str | bytes):
     return path
 
 
-def test_columns_and_order(tmp_path):
+def test_p3_51_columns_and_any_order(tmp_path):
     path = written(tmp_path, "2,7,10,20,30,40,0.5,3,1\n1,8,1,2,3,4,1,1,1\n2,6,0,0,5,5,1,2,1\n")
     boxes = mot_files.read(path, unique_ids=True)
     assert boxes.frames.tolist() == [1, 2, 2]
@@ -34,14 +34,14 @@ def test_columns_and_order(tmp_path):
         "1,1,0,0,5,5,1,2.5,3.5,0\n",  # MOT15 with world coordinates
     ],
 )
-def test_variants_of_one_box_without_a_class(tmp_path, text):
+def test_p3_51_variants_of_one_box_without_a_class(tmp_path, text):
     boxes = mot_files.read(written(tmp_path, text), unique_ids=True)
     assert boxes.boxes_xyxy.tolist() == [[0, 0, 5, 5]]
     assert boxes.classes.tolist() == [mot_files.NO_CLASS]
     assert boxes.confidences.tolist() == [1]
 
 
-def test_rows_of_different_length(tmp_path):
+def test_p3_51_rows_of_different_length(tmp_path):
     boxes = mot_files.read(
         written(tmp_path, "1,1,0,0,5,5\n2,1,0,0,5,5,0.25,4,1\n"), unique_ids=True
     )
@@ -50,7 +50,7 @@ def test_rows_of_different_length(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "\n\n"])
-def test_an_empty_file_holds_no_boxes(tmp_path, text):
+def test_p3_52_an_empty_file_holds_no_boxes(tmp_path, text):
     boxes = mot_files.read(written(tmp_path, text), unique_ids=True)
     assert len(boxes) == 0
     assert boxes.boxes_xyxy.shape == (0, 4)
@@ -66,6 +66,8 @@ def test_an_empty_file_holds_no_boxes(tmp_path, text):
         ("1,1,0,0,5,", "not numbers"),
         ("1,1,0,nan,5,5", "not finite"),
         ("1,1,0,0,inf,5", "not finite"),
+        ("1,1,0,0,1e200,5", "too large"),
+        ("1,1,-1e200,0,5,5", "too large"),
         ("0,1,0,0,5,5", "frame 0"),
         ("-3,1,0,0,5,5", "frame -3"),
         ("1.5,1,0,0,5,5", "frame 1.5"),
@@ -75,7 +77,7 @@ def test_an_empty_file_holds_no_boxes(tmp_path, text):
         ("2,7,9,9,5,5", "id 7 occurs twice in frame 2 (first in line 1)"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, line, reason):
+def test_p3_51_a_bad_line_is_named(tmp_path, line, reason):
     path = written(tmp_path, f"2,7,0,0,5,5\n\n1,7,0,0,5,5\n{line}\n1,2,0,0,5,5\n")
     with pytest.raises(UserError) as error:
         mot_files.read(path, unique_ids=True)
@@ -91,7 +93,7 @@ def test_detections_need_no_ids(tmp_path):
     assert boxes.detections(2).shape == (0, 6)
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_p3_51_files_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         mot_files.read(tmp_path / "absent.txt", unique_ids=True)
     with pytest.raises(UserError, match="cannot be read"):
@@ -111,7 +113,7 @@ def test_written_tracks_come_back(tmp_path):
     assert boxes.classes.tolist() == [18, 1, 18]
 
 
-def test_no_tracks_make_a_valid_empty_file(tmp_path):
+def test_p3_39_no_tracks_make_a_valid_empty_file(tmp_path):
     path = tmp_path / "tracks.txt"
     mot_files.write_tracks(path, [(1, np.empty((0, 7)))])
     assert path.read_bytes() == b""
@@ -127,7 +129,7 @@ def sequence_folder(parent, name: str, info: str | None = None):
     return folder
 
 
-def test_sequences_are_found_by_name(tmp_path):
+def test_p3_53_sequences_are_found_by_name_with_or_without_seqinfo(tmp_path):
     sequence_folder(tmp_path, "b")
     sequence_folder(tmp_path, "a", "[Sequence]\nname=MOT17-02\nseqLength=600\n")
     (tmp_path / "notes").mkdir()
@@ -139,14 +141,34 @@ def test_sequences_are_found_by_name(tmp_path):
 
 @pytest.mark.parametrize(
     "info",
-    ["", "[Sequence]\nname=x\n", "[Sequence]\nseqLength=many\n", "[Sequence]\nseqLength=0\n"],
+    [
+        "",
+        "seqLength=5\n",
+        "[Sequence]\nname=x\n",
+        "[Sequence]\nseqLength=many\n",
+        "[Sequence]\nseqLength=0\n",
+        "[Sequence]\nseqLength=5\nframeRate=nan\n",
+        "[Sequence]\nseqLength=5\nframeRate=-25\n",
+        "[Sequence]\nseqLength=5\nseqLength=6\n",
+        "[Sequence]\nname=100%\nseqLength=5\n",
+    ],
 )
-def test_a_useless_seqinfo_is_named(tmp_path, info):
+def test_p3_53_a_useless_seqinfo_is_named(tmp_path, info):
     folder = sequence_folder(tmp_path, "a", info)
     with pytest.raises(UserError, match=r"seqinfo\.ini"):
         mot_files.find_sequences(folder)
 
 
-def test_a_folder_without_sequences(tmp_path):
+def test_p3_53_a_folder_without_sequences(tmp_path):
     with pytest.raises(UserError, match=r"holds no det/det\.txt"):
         mot_files.find_sequences(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["absent", "file.txt", "empty", "only_gt"])
+def test_p3_53_a_missing_sequence_is_one_line(tmp_path, name):
+    (tmp_path / "file.txt").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "only_gt" / "gt").mkdir(parents=True)
+    (tmp_path / "only_gt" / "gt" / "gt.txt").write_text("1,1,0,0,5,5\n")
+    with pytest.raises(UserError, match=rf"{name}: holds no det/det\.txt"):
+        mot_files.find_sequences(tmp_path / name)

@@ -76,7 +76,7 @@ def test_overlap_below_one_half_is_no_match():
         (boxes(), boxes((1, 1, 0)), 1, 0),
     ],
 )
-def test_nothing_on_one_side_or_both(truth, tracks, fp, fn):
+def test_p3_52_nothing_on_one_side_or_both(truth, tracks, fp, fn):
     result = scores(count_matches(truth, tracks))
     assert (result["fp"], result["fn"]) == (fp, fn)
     for name in ("hota", "deta", "assa", "motp", "idf1"):
@@ -84,7 +84,7 @@ def test_nothing_on_one_side_or_both(truth, tracks, fp, fn):
     assert result["mota"] == (-1 if fp else 0)
 
 
-def test_frames_in_common_are_not_needed():
+def test_p3_52_frames_in_common_are_not_needed():
     result = scores(count_matches(boxes((1, 1, 0)), boxes((5, 1, 0))))
     assert (result["fp"], result["fn"], result["hota"]) == (1, 1, 0)
 

@@ -99,7 +99,7 @@ def test_an_id_never_crosses_classes():
     assert run(IOUTracker(), *frames) == [[1], [2], [1, 2]]
 
 
-def test_ids_are_never_used_again():
+def test_p3_44_ids_are_never_used_again():
     tracker = IOUTracker(max_age=0)
     assert run(tracker, [box(0)], [], [box(0)], [], [box(0)]) == [[1], [], [2], [], [3]]
     assert tracker.tracks_started == 3
@@ -120,11 +120,18 @@ def test_two_trackers_share_nothing():
         [0, 10, 10, 5, 0.9, 1],
         [-1e308, 0, 1e308, 10, 0.9, 1],
         [0, 0, 1e200, 1e200, 0.9, 1],
+        [0, 0, 1e20, 1e20, 0.9, 1],
+        [-1e20, -1e20, 1e20, 1e20, 0.9, 1],
+        [-np.inf, 0, 10, 10, 0.9, 1],
+        [10, 0, 0, 10, 0.9, 1],
+        [0, 0, 10, 10, np.inf, 1],
+        [0, 0, 10, 10, 0.9, np.nan],
+        [0, 0, 10, 10, np.inf, -np.inf],
         [0, 0, 1e-9, 10, 0.9, 1],
     ],
 )
 @each_tracker
-def test_unusable_detections_are_dropped_and_counted(name, bad):
+def test_p3_40_unusable_detections_are_dropped_and_counted(name, bad):
     tracker = build_tracker(tracker=name, confidence=0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -133,7 +140,7 @@ def test_unusable_detections_are_dropped_and_counted(name, bad):
 
 
 @each_tracker
-def test_the_largest_and_smallest_boxes_there_may_be(name):
+def test_p3_40_the_largest_and_smallest_boxes_there_may_be(name):
     rows = np.array(
         [
             [-1e9, -1e9, 1e9, 1e9, 0.9, 1],
@@ -152,7 +159,7 @@ def test_the_largest_and_smallest_boxes_there_may_be(name):
 
 @pytest.mark.parametrize("empty", [[], np.empty((0, 6)), np.empty((0, 5)), [[]]])
 @each_tracker
-def test_empty_frames(name, empty):
+def test_p3_44_empty_frames(name, empty):
     tracker = build_tracker(tracker=name, confidence=0.5)
     assert run(tracker, empty, [box(0)], empty, empty, [box(0)])[0] == []
 
@@ -247,7 +254,7 @@ def test_frame_rate_does_not_change_identities(frame_rate):
         ({"frame_rate": float("nan")}, "above 0"),
     ],
 )
-def test_bad_parameters_say_what_is_allowed(parameters, allowed):
+def test_p3_47_bad_parameters_say_what_is_allowed(parameters, allowed):
     with pytest.raises(ValueError, match=allowed):
         IOUTracker(**parameters)
 
@@ -272,7 +279,7 @@ frames_of_detections = st.lists(st.lists(detection, max_size=8), min_size=1, max
 @each_tracker
 @settings(max_examples=30, deadline=None)
 @given(frames=frames_of_detections, random=st.randoms(use_true_random=False))
-def test_order_of_detections_has_no_influence(name, confidence, frames, random):
+def test_p3_46_order_of_detections_has_no_influence(name, confidence, frames, random):
     tracker, shuffled_tracker = (
         build_tracker(tracker=name, confidence=confidence, min_hits=2) for _ in "12"
     )
@@ -323,7 +330,7 @@ def test_input_and_output_are_not_shared(name):
 
 
 @each_tracker
-def test_ten_thousand_boxes_in_a_frame(name):
+def test_p3_41_ten_thousand_boxes_in_a_frame(name):
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 4000, (10_000, 2))
     scores, labels = np.full((10_000, 1), 0.9), np.zeros((10_000, 1))
@@ -337,7 +344,7 @@ def test_ten_thousand_boxes_in_a_frame(name):
 
 
 @each_tracker
-def test_memory_stays_flat(name):
+def test_p3_50_memory_stays_flat(name):
     """Every detection is where none was before, so every track is a new one."""
     tracker = build_tracker(tracker=name, confidence=0.5, max_age=5)
     tracemalloc.start()
