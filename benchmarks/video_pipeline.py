@@ -45,15 +45,19 @@ class Arms:
     """
 
     def __init__(self, loaded: "LoadedModel", video: Path, max_frames: int, folder: Path):
+        from phase3_tracking.inputs import open_source
+        from phase3_tracking.source_options import SourceOptions
         from phase3_tracking.video_detector import VideoDetector
-        from phase3_tracking.video_io import VideoReader
 
         self.video, self.max_frames, self.folder = video, max_frames, folder
+        self.options = SourceOptions(max_frames=max_frames)
         self._stock = copy.deepcopy(loaded)
         self.detector: VideoDetector = VideoDetector(loaded, CONFIDENCE)
-        with VideoReader(video, max_frames=max_frames) as reader:
-            self.frames: list[np.ndarray] = list(reader)
-            self.fps = reader.fps
+        with open_source(video, self.options) as source:
+            read = list(source)
+            self.fps = source.fps
+        self.frames: list[np.ndarray] = [frame.image_bgr for frame in read]
+        self.times = [frame.time_s for frame in read]
         self.detections = self.detect()
         self.tracks = self.track()
         self.drawn = self.draw()
@@ -96,16 +100,17 @@ class Arms:
             writer.release()
 
     def ours(self) -> None:
-        output = self.folder / "ours.mp4"
-        self.detector.process_video(self.video, output, max_frames=self.max_frames)
+        from phase3_tracking.run_options import RunOptions
+
+        self.detector.process_video(self.video, self.folder / "ours.mp4", RunOptions(self.options))
 
     # --- the stages of ours, alone -------------------------------------------------------------
 
     def decode(self) -> None:
-        from phase3_tracking.video_io import VideoReader
+        from phase3_tracking.inputs import open_source
 
-        with VideoReader(self.video, max_frames=self.max_frames) as reader:
-            for _ in reader:
+        with open_source(self.video, self.options) as source:
+            for _ in source:
                 pass
 
     def detect(self) -> "list[np.ndarray]":
@@ -120,8 +125,11 @@ class Arms:
             return [found for _, batch in workers.map(batches) for found in batch]
 
     def track(self) -> "list[np.ndarray]":
-        tracker = self.detector.new_tracker()
-        return [tracker.update(found) for found in self.detections]
+        tracker = self.detector.new_tracker(float(self.fps))
+        return [
+            tracker.update(found, float(time_s))
+            for found, time_s in zip(self.detections, self.times, strict=True)
+        ]
 
     def draw(self) -> "list[np.ndarray]":
         from phase3_tracking.drawing import TrackDrawer
@@ -137,8 +145,8 @@ class Arms:
 
         height, width = self.frames[0].shape[:2]
         with VideoWriter(self.folder / "stage.mp4", width, height, self.fps) as writer:
-            for frame in self.drawn:
-                writer.write(frame)
+            for frame, time_s in zip(self.drawn, self.times, strict=True):
+                writer.write(frame, time_s)
 
 
 def measure(

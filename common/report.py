@@ -48,6 +48,8 @@ class Inputs:
 
 def read_inputs() -> Inputs:
     """Raises UserError when one of the files is no JSON."""
+    from common.reporting import tracking
+
     metrics = {
         name: artifacts.read_json(path)
         for name in METRICS
@@ -57,7 +59,8 @@ def read_inputs() -> Inputs:
     if "training" in metrics and trained.is_file():  # the model it made: is it still the one used?
         digest = artifacts.read_json(trained).get("sha256")
         metrics["training"]["inputs"] = {paths.BEST_MODEL.name: digest}
-    videos = {path.stem: artifacts.read_json(path) for path in paths.VIDEOS.glob("*.json")}
+    files = tracking.report_files(paths.VIDEOS)
+    videos = {path.stem: artifacts.read_json(path) for path in files}
     tracked = {name: report for name, report in videos.items() if "frames_read" in report}
     newest_first = sorted(tracked, key=lambda name: str(tracked[name].get("created")), reverse=True)
     info = paths.DEPLOYMENT / "package_info.json"
@@ -70,14 +73,14 @@ def read_inputs() -> Inputs:
 
 def build(inputs: Inputs) -> dict[str, Any]:
     """What both renderings show: `title`, `subtitle`, `notices`, `cards` and `sections`."""
-    from common.reporting import origin, results, speed
+    from common.reporting import origin, results, speed, tracking
 
     get = inputs.metrics.get
     benchmark, evaluation = get("inference_benchmark"), get("tracking_eval")
     cards = [
         results.training_card(get("training")),
         speed.speed_card(benchmark),
-        *results.tracking_cards(evaluation, inputs.videos),
+        *tracking.cards(evaluation, inputs.videos),
         results.package_card(paths.DEPLOYMENT, inputs.package),
     ]
     return {
@@ -91,7 +94,7 @@ def build(inputs: Inputs) -> dict[str, Any]:
             speed.speedup_section(benchmark),
             speed.batch_section(benchmark),
             speed.amp_section(get("amp_comparison")),
-            results.tracking_section(evaluation, inputs.videos, paths.VIDEOS),
+            tracking.section(evaluation, inputs.videos, paths.VIDEOS),
             results.formats_section(get("export"), get("quantization")),
             results.package_section(paths.DEPLOYMENT, inputs.package),
             origin.section(inputs.all()),

@@ -5,6 +5,7 @@ and what they can write no browser plays, so encoding goes through PyAV.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from math import ceil
@@ -37,6 +38,7 @@ COLOR_RANGE_LIMITED = 1  # AVCOL_RANGE_MPEG
 COLOR_SPACE_BT601 = 6  # AVCOL_SPC_SMPTE170M: what the BGR conversion produces; players guess
 # BT.709 for untagged HD video and would shift its colours
 FRAGMENT_S = 1  # of video that a killed process loses at most, beside what x264 has in work
+PROBE_BYTES = 1 << 20  # written to learn whether the disk is full
 TICKS_PER_S = 90_000  # at least, for given times: exact for whole milliseconds and usual rates
 
 
@@ -223,6 +225,8 @@ class VideoWriter:
 
     def _finish(self) -> None:
         """From the fragments to the file that was asked for."""
+        import av
+
         from common.video_remux import AudioRange, check_video, remux
 
         audio = None
@@ -232,12 +236,24 @@ class VideoWriter:
                 length_s = self._last_s - self._first_s + 1 / self.fps
             audio = AudioRange(self.audio_from, self._first_s, length_s)
         with _output_errors(self.path), atomic_path(self.path) as temporary:
-            notes, self.audio_kept = remux(self._partial, temporary, self.fps, audio)
+            try:
+                notes, self.audio_kept = remux(self._partial, temporary, self.fps, audio)
+                frames = check_video(temporary)
+            except av.FFmpegError:
+                frames, notes = 0, []
             self.notes += notes
-            frames = check_video(temporary)
             if frames != self.frames_written:
+                _ask_disk(temporary)
                 what = f"holds {frames} of {self.frames_written} frames after writing"
                 raise UserError(self.path, what, "check the disk; does another run write there?")
+
+
+def _ask_disk(path: Path) -> None:
+    """Raises OSError when nothing more can be written there, which FFmpeg's muxer hides."""
+    with open(path, "ab") as file:
+        file.write(bytes(PROBE_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def partial_path(path: Path) -> Path:

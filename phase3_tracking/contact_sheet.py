@@ -1,12 +1,11 @@
 """A picture of a dozen frames from all over a video, each with its time."""
 
 import math
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from phase3_tracking.pictures import put_text, save_picture, shrunk, text_size
+from phase3_tracking.pictures import encoded, put_text, shrunk, text_size
 
 FRAMES = 12
 KEPT_AT_MOST = 4 * FRAMES  # even, as every other one is dropped when there are so many
@@ -76,13 +75,9 @@ class ContactSheet:
             put_text(tile, stamp, 0, height - text_size(stamp)[1])
         return sheet
 
-    def write(self, path: Path) -> None:
-        """Saves the picture as a JPEG.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
-        save_picture(path, self.picture(), JPEG_OPTIONS)
+    def encoded(self) -> bytes:
+        """The picture as a JPEG file."""
+        return encoded(".jpg", self.picture(), JPEG_OPTIONS)
 
 
 def time_stamp(time_s: float) -> str:

@@ -5,7 +5,8 @@
     events = counting.update(number, time_s, tracks, frame)  # the frame as it was read
     counting.draw(frame)  # lines and zones, after the tracks
     counting.keep(time_s, frame)  # with everything on it
-    counting.write_pictures(output_path)
+    for path, content in counting.pictures(output_path).items():
+        ...
     report |= counting.summary()
 
 Nothing here imports OpenCV before a `Counting` is made.
@@ -157,17 +158,27 @@ class Counting:
         if self._sheet:
             self._sheet.add(time_s, frame_bgr)
 
-    def write_pictures(self, output_path: Path) -> None:
-        """Writes the `picture_files` of NAME.mp4.
+    def pictures(self, output_path: Path) -> dict[Path, bytes]:
+        """What the `picture_files` of NAME.mp4 are to hold.
 
         Raises:
-            UserError: a picture cannot be written.
             ValueError: there was no frame.
         """
+        content = {}
         if self._heatmap:
-            self._heatmap.write(output_path.with_suffix(HEATMAP_SUFFIX))
+            content[output_path.with_suffix(HEATMAP_SUFFIX)] = self._heatmap.encoded()
         if self._sheet:
-            self._sheet.write(output_path.with_suffix(CONTACT_SUFFIX))
+            content[output_path.with_suffix(CONTACT_SUFFIX)] = self._sheet.encoded()
+        return content
+
+    def live_counts(self) -> dict[str, Any]:
+        """`tracks` so far and `class_counts`, with lines or zones `line_counts` and `zone_counts`;
+        for a live view."""
+        by_class = self._statistics.tracks_so_far()
+        content: dict[str, Any] = {"tracks": sum(by_class.values()), "class_counts": by_class}
+        if self._has_regions:
+            content |= self._regions.live_counts()
+        return content
 
     def summary(self) -> dict[str, Any]:
         """`statistics` (see TrackStatistics), and with lines or zones `regions` (see

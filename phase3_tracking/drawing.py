@@ -38,7 +38,7 @@ class TrackDrawer:
     """
 
     def __init__(self, class_names: Mapping[int, str], frame_height: int, fps: float):
-        self._class_names = class_names
+        self._class_names = {label: drawable(name) for label, name in class_names.items()}
         scale = frame_height / REFERENCE_HEIGHT
         self._line_width = max(1, round(3 * scale))
         self._font_scale = max(MIN_FONT_SCALE, FONT_SCALE * scale)
@@ -125,6 +125,11 @@ class TrackDrawer:
         cv2.putText(
             frame_bgr, text, origin, FONT, self._font_scale, color, self._text_width, cv2.LINE_AA
         )
+
+
+def drawable(text: str) -> str:
+    """A name as one line that OpenCV can draw: it crashes on half of a surrogate pair."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
 def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:

@@ -176,15 +176,19 @@ def evaluate_tracking(
     protocol: str,
     confidence: float | None,
     settings: Mapping[str, Any],
+    smooths: bool,
     output: Path,
 ) -> None:
     """Reads the files, scores them, prints the table, writes the report and the CSV beside it."""
     class_names: dict[int, str] = {}
     if detections is not None:
         comparisons, inputs = _tracked_here(
-            detections, ground_truth, protocol, confidence, settings
+            detections, ground_truth, protocol, confidence, settings, smooths
         )
     else:
+        if smooths:
+            what, remedy = "is for tracks made here", "give --detections, or leave it out"
+            raise UserError("--smooth", what, remedy)
         tracks, ground_truth = _chosen_files(tracks, ground_truth)
         comparisons, inputs = [_read_files(tracks, ground_truth, protocol)], [tracks, ground_truth]
         class_names = _class_names(tracks)
@@ -192,7 +196,7 @@ def evaluate_tracking(
     result = score(comparisons, class_names)
     report = {
         **artifacts.provenance("tracking_eval", "cpu", inputs),
-        "tracker": settings if detections else None,
+        "tracker": {**settings, "smooth": smooths} if detections else None,
         **result,
     }
     with TextStreams([output, csv_path]) as files:  # both are new, or neither
@@ -265,9 +269,11 @@ def _tracked_here(
     protocol: str,
     confidence: float | None,
     settings: Mapping[str, Any],
+    smooths: bool,
 ) -> tuple[list[Comparison], list[Path]]:
     """Runs the tracker over a detection file, or over every sequence in a folder."""
     from phase3_tracking import mot_files
+    from phase3_tracking.track_smoothing import smooth
 
     files: list[tuple[MotSequence, Path, Path]] = []
     if not detections.exists():
@@ -290,6 +296,8 @@ def _tracked_here(
             raise UserError(sequence.folder, what, "correct seqinfo.ini or the files")
         frames, frame_rate = sequence.frame_count or int(last), sequence.frame_rate or FRAME_RATE
         tracks = run_tracker(boxes, frames, settings, confidence, frame_rate)
+        if smooths:
+            tracks = smooth(tracks, frame_rate)
         comparisons.append(Comparison(sequence.name, gt, tracks, _protocol_of(sequence, protocol)))
     return comparisons, [file for _, *pair in files for file in pair]
 
@@ -356,6 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             protocol=args.protocol,
             confidence=args.confidence,
             settings=tracker_settings(args),
+            smooths=args.smooth,
             output=args.output,
         ),
         args,

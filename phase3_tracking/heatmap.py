@@ -7,7 +7,6 @@ seconds there.
 """
 
 import math
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,8 +15,8 @@ from phase3_tracking.drawing import BLACK
 from phase3_tracking.pictures import (
     TEXT_SCALE,
     TextStyle,
+    encoded,
     put_text,
-    save_picture,
     shrunk,
     text_size,
 )
@@ -98,13 +97,9 @@ class Heatmap:
         picture = np.pad(picture, sides, constant_values=PAPER)
         return np.vstack([picture, _scale_panel(picture.shape[1], top)])
 
-    def write(self, path: Path) -> None:
-        """Saves the picture as a PNG.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
-        save_picture(path, self.picture())
+    def encoded(self) -> bytes:
+        """The picture as a PNG file."""
+        return encoded(".png", self.picture())
 
 
 def _enlarged(frame_bgr: np.ndarray) -> np.ndarray:

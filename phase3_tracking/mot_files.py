@@ -11,13 +11,11 @@ numbers throughout is taken for these, and the file for one without classes.
 
 import configparser
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from common import artifacts
 from common.cli import UserError
 
 NO_CLASS = -1  # what MOT15 writes where it knows no class
@@ -135,22 +133,6 @@ def _refuse_duplicates(path: Path, rows: np.ndarray, line_numbers: np.ndarray) -
             int(line_numbers[second]),
             f"id {track_id} occurs twice in frame {frame} (first in line {line_numbers[first]})",
         )
-
-
-def write_tracks(path: Path, tracks_per_frame: Iterable[tuple[int, np.ndarray]]) -> None:
-    """Writes `frame,id,x,y,width,height,confidence,class,1` lines, whole or not at all.
-
-    Args:
-        tracks_per_frame: (frame from 1, (M, 7) [x1, y1, x2, y2, track_id, class_id, confidence]).
-            No tracks at all give an empty file, which is a valid one.
-    """
-    lines = [
-        f"{frame},{int(track_id)},{x1:.2f},{y1:.2f},{x2 - x1:.2f},{y2 - y1:.2f},"
-        f"{confidence:.4f},{int(class_id)},1\n"
-        for frame, tracks in tracks_per_frame
-        for x1, y1, x2, y2, track_id, class_id, confidence in tracks.tolist()
-    ]
-    artifacts.write_text(path, "".join(lines))
 
 
 @dataclass(frozen=True)

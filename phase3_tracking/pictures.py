@@ -1,12 +1,10 @@
-"""What heat map and contact sheet have in common: fitting sizes, text that can be read, saving."""
+"""What heat map and contact sheet have in common: sizes that fit, legible text, encoding."""
 
-from pathlib import Path
 from typing import TypedDict
 
 import cv2
 import numpy as np
 
-from common.artifacts import atomic_path
 from phase3_tracking.drawing import BLACK, FONT, PADDING, WHITE, Color
 
 TEXT_SCALE = 0.6  # of the font, in pictures that are looked at whole
@@ -28,11 +26,6 @@ def shrunk(image: np.ndarray, width: int, height: int) -> np.ndarray:
         return image.copy()
     size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
-def drawable(text: str) -> str:
-    """A name as one line that OpenCV can draw: it crashes on half of a surrogate pair."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
 def put_text(
@@ -64,15 +57,10 @@ def _stroke(scale: float) -> int:
     return max(1, round(scale / TEXT_SCALE))
 
 
-def save_picture(path: Path, image: np.ndarray, options: tuple[int, ...] = ()) -> None:
-    """Writes a uint8 BGR image in the format of the suffix, whole or not at all.
+def encoded(suffix: str, image: np.ndarray, options: tuple[int, ...] = ()) -> bytes:
+    """The file of a uint8 BGR image in the format of the suffix.
 
     Args:
         options: OpenCV's pairs of encoder flag and value.
-
-    Raises:
-        UserError: the file cannot be written.
     """
-    encoded = cv2.imencode(path.suffix, image, options)[1]
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(encoded.tobytes())
+    return cv2.imencode(suffix, image, options)[1].tobytes()

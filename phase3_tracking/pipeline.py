@@ -1,20 +1,20 @@
 """Overlaps the stages of a video run: one batch is detected while others are decoded, drawn, saved.
 
-The reader decodes in a thread of its own (`video_io`), `DetectionWorkers` detect batches of frames
-side by side, the caller tracks and draws, and a `BackgroundWriter` encodes. Every queue is bounded,
-so a slow stage holds up the ones before it and memory stays flat. Frames keep their order.
+The source decodes in a thread of its own (`frame_source`), `DetectionWorkers` detect batches of
+frames side by side, the caller tracks and draws, and a `BackgroundWriter` encodes. Every queue is
+bounded, so a slow stage holds up the ones before it and memory stays flat. Frames keep their order.
 """
 
-import copy
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from fractions import Fraction
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 MAX_CPU_WORKERS = 4  # each holds the activations of a batch
 GPU_WORKERS = 2
 
-Frames = Sequence[np.ndarray]
-Detect = Callable[[Frames], list[np.ndarray]]
+Frame = TypeVar("Frame")
 ENCODE_QUEUE = 8  # drawn frames that wait for the encoder
 
 
@@ -69,31 +68,26 @@ def network(model: "FasterRCNN", precision: str) -> "tuple[Predictor, str, str]"
     Raises:
         UserError: see `dtype_of`.
     """
-    import torch
-
-    from common.fast_inference import fast_graph
+    from common.fast_inference import shipped_graph
     from common.inference_graph import graph_predictor
 
     device = next(model.parameters()).device
     dtype = dtype_of(precision, device)
-    # in FP32 multiplications are what a CPU spends its time on
-    winograd = device.type == "cpu" and dtype == torch.float32
-    graph = fast_graph(copy.deepcopy(model), dtype, winograd=winograd)
-    return graph_predictor(graph, device), str(device), str(dtype).removeprefix("torch.")
+    predict = graph_predictor(shipped_graph(model, device, dtype), device)
+    return predict, str(device), str(dtype).removeprefix("torch.")
 
 
-def in_batches(
-    frames: Iterator[np.ndarray], size: int, stop: "StopSignal"
-) -> Iterator[list[np.ndarray]]:
+def in_batches(frames: Iterable[Frame], size: int, stop: "StopSignal") -> Iterator[list[Frame]]:
     """Batches of `size` frames, the last one smaller, until a signal was received; but one batch at
     least, as a video needs a frame."""
+    frames = iter(frames)
     while batch := list(islice(frames, size)):
         yield batch
         if stop.received:
             return
 
 
-class DetectionWorkers:
+class DetectionWorkers(Generic[Frame]):
     """Context manager that detects batches in several threads and hands them back in order.
 
     A network of moderate size keeps two processor cores busier with two batches of one thread each
@@ -102,16 +96,19 @@ class DetectionWorkers:
 
     Args:
         detect: frames -> one array of detections for each; called from several threads at a time.
-        workers: batches detected at a time. On a CPU they share its threads.
+        workers: batches detected at a time. On a CPU they share its threads. 0 detects in the
+            caller's thread, when a batch is asked for: no frame then waits for another.
         device: "cpu", "cuda:0", ...: where detection runs.
     """
 
-    def __init__(self, detect: Detect, workers: int, device: str):
+    def __init__(
+        self, detect: Callable[[list[Frame]], list[np.ndarray]], workers: int, device: str
+    ):
         self.seconds = 0.0  # of all workers
         self._detect, self._workers, self._device = detect, workers, device
         self._lock = threading.Lock()
         self._threads = 0
-        self._pool = ThreadPoolExecutor(workers, "detect", initializer=self._prepare)
+        self._pool = ThreadPoolExecutor(max(1, workers), "detect", initializer=self._prepare)
 
     def _prepare(self) -> None:
         """In every thread, before it detects."""
@@ -124,12 +121,13 @@ class DetectionWorkers:
 
             torch.set_num_threads(max(1, self._threads // self._workers))
 
-    def map(
-        self, batches: Iterable[list[np.ndarray]]
-    ) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
+    def map(self, batches: Iterable[list[Frame]]) -> Iterator[tuple[list[Frame], list[np.ndarray]]]:
         """(frames, their detections) of every batch; at most `workers` + 1 batches are in work."""
-        pending: deque[tuple[list[np.ndarray], Future[list[np.ndarray]]]] = deque()
+        pending: deque[tuple[list[Frame], Future[list[np.ndarray]]]] = deque()
         for batch in batches:
+            if not self._workers:
+                yield batch, self._timed(batch)
+                continue
             pending.append((batch, self._pool.submit(self._timed, batch)))
             if len(pending) > self._workers:
                 frames, detections = pending.popleft()
@@ -137,7 +135,7 @@ class DetectionWorkers:
         for frames, detections in pending:
             yield frames, detections.result()
 
-    def _timed(self, batch: list[np.ndarray]) -> list[np.ndarray]:
+    def _timed(self, batch: list[Frame]) -> list[np.ndarray]:
         begin = time.perf_counter()
         found = self._detect(batch)
         with self._lock:
@@ -177,22 +175,23 @@ class BackgroundWriter:
         self.seconds = 0.0
         self._writer = writer
         self._error: BaseException | None = None
-        self._queue: queue.Queue[np.ndarray | None] = queue.Queue(ENCODE_QUEUE)
+        self._queue: queue.Queue[tuple[np.ndarray, Fraction | None] | None]
+        self._queue = queue.Queue(ENCODE_QUEUE)
         self._thread = threading.Thread(target=self._encode, name="encode", daemon=True)
 
-    def write(self, frame_bgr: np.ndarray) -> None:
-        """Hands over one frame, which must not be changed any more."""
+    def write(self, frame_bgr: np.ndarray, time_s: Fraction | None = None) -> None:
+        """Hands over one frame, which must not be changed any more; see `VideoWriter.write`."""
         if self._error is not None:
             raise self._error
-        self._queue.put(frame_bgr)
+        self._queue.put((frame_bgr, time_s))
 
     def _encode(self) -> None:
-        while (frame := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
             if self._error is not None:
                 continue  # only makes room, so that nobody hangs in put()
             begin = time.perf_counter()
             try:
-                self._writer.write(frame)
+                self._writer.write(*item)
             except Exception as error:  # noqa: BLE001 – raised again in the caller's thread
                 self._error = error
             self.seconds += time.perf_counter() - begin

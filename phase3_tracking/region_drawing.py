@@ -18,9 +18,9 @@ from phase3_tracking.drawing import (
     PADDING,
     REFERENCE_HEIGHT,
     WHITE,
+    drawable,
 )
 from phase3_tracking.line_crossing import LEFT_TO_RIGHT, RIGHT_TO_LEFT, LineCounter
-from phase3_tracking.pictures import drawable
 from phase3_tracking.regions import Point
 from phase3_tracking.zones import ENTER, EXIT, ZoneCounter
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from phase3_tracking.line_crossing import LineCounter
+from phase3_tracking.line_crossing import DIRECTIONS, LineCounter
 from phase3_tracking.regions import Region
 from phase3_tracking.spreadsheet_text import as_text, csv_lines
 from phase3_tracking.track_formats import TIME_DECIMALS, class_name
@@ -101,6 +101,18 @@ class RegionCounter:
         self._total += len(events)
         self._events += events[: MAX_LISTED_EVENTS - len(self._events)]
         return events
+
+    def live_counts(self) -> dict[str, Any]:
+        """`line_counts`: name and direction -> crossings; `zone_counts`: name -> inside now."""
+        lines = {
+            f"{line.line.name} {direction.replace('_', ' ')}": line.total(direction)
+            for line in self.lines
+            for direction in DIRECTIONS
+        }
+        return {
+            "line_counts": lines,
+            "zone_counts": {zone.zone.name: zone.occupancy for zone in self.zones},
+        }
 
     def summary(self) -> dict[str, Any]:
         """`lines` and `zones` (see their counters), `events`, and `events_total`, which is more

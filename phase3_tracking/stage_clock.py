@@ -3,7 +3,10 @@
 import time
 from collections import deque
 
+import numpy as np
+
 STAGES = ("decode", "detect", "track", "draw", "encode")
+LATENCIES = 10_000  # of the last frames, of a run that may go on for ever
 FPS_WINDOW = 30  # frames the displayed speed is averaged over
 
 
@@ -19,6 +22,8 @@ class StageClock:
         self._begin = self._last = time.perf_counter()
         self._ends: deque[float] = deque([self._begin], maxlen=FPS_WINDOW + 1)
         self._frames = 0
+        self._taken: float | None = None
+        self._latencies_s: deque[float] = deque(maxlen=LATENCIES)
 
     def skip(self) -> None:
         """The time since the last lap belongs to none of the stages booked here."""
@@ -30,20 +35,37 @@ class StageClock:
         self.seconds[stage] += now - self._last
         self._last = now
 
+    def frame_taken(self) -> None:
+        """Work on a frame begins; where frames are worked on one by one, for `latency_ms`."""
+        self._taken = time.perf_counter()
+
     def frame_done(self) -> None:
+        now = time.perf_counter()
         self._frames += 1
-        self._ends.append(time.perf_counter())
+        self._ends.append(now)
+        if self._taken is not None:
+            self._latencies_s.append(now - self._taken)
 
     def status(self, total: int | None, tracks: int) -> str:
-        """`frame 12/300  8.3 FPS  5 tracks` for the frame in work; the speed is that of the last
-        FPS_WINDOW frames."""
+        """`frame 12/300  8.3 FPS  5 tracks` for the frame in work; see `fps_now`."""
         of_total = f"/{total}" if total else ""
-        fps = (len(self._ends) - 1) / max(1e-9, self._ends[-1] - self._ends[0])
-        return f"frame {self._frames + 1}{of_total}  {fps:.1f} FPS  {tracks} tracks"
+        return f"frame {self._frames + 1}{of_total}  {self.fps_now():.1f} FPS  {tracks} tracks"
+
+    def fps_now(self) -> float:
+        """Frames per second over the last FPS_WINDOW frames; 0 before the first."""
+        return (len(self._ends) - 1) / max(1e-9, self._ends[-1] - self._ends[0])
 
     def mean_fps(self) -> float:
         """Frames per second since the clock was made."""
         return self._frames / (time.perf_counter() - self._begin)
+
+    def latency_ms(self) -> dict[str, float] | None:
+        """From a frame's being taken to its being shown: p50, p90 and p99 in milliseconds; None
+        where frames were worked on in batches."""
+        if not self._latencies_s:
+            return None
+        p50, p90, p99 = np.percentile(self._latencies_s, [50, 90, 99]) * 1e3
+        return {"p50": float(p50), "p90": float(p90), "p99": float(p99)}
 
     def stage_ms(self) -> dict[str, float]:
         """Mean milliseconds for a frame, by stage."""

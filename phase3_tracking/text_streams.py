@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -46,8 +46,17 @@ class TextStreams:
     def append(self, index: int, text: str) -> None:
         """Appends to the file of `paths[index]`."""
         temporary, file = self._files[index]
-        with _named(temporary):
+        with named(temporary):
             file.write(text)
+
+    def complete(self) -> None:
+        """Puts everything on the disk: what can fail, before any file takes its name."""
+        for temporary, file in self._files:
+            if not file.closed:
+                with named(temporary):
+                    file.flush()
+                    os.fsync(file.fileno())
+                    file.close()
 
     def __exit__(
         self,
@@ -59,15 +68,11 @@ class TextStreams:
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
-            for temporary, file in self._files:  # what can fail, before any file is renamed
-                with _named(temporary):
-                    file.flush()
-                    os.fsync(file.fileno())
-                    file.close()
+            self.complete()
 
 
 @contextlib.contextmanager
-def _named(temporary: Path):
+def named(temporary: Path) -> Iterator[None]:
     """Lets an error of the disk say which file it is about; `atomic_path` makes it a UserError."""
     try:
         yield

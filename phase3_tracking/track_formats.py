@@ -55,7 +55,7 @@ def class_name(class_names: Mapping[int, str], category_id: int) -> str:
 
 
 class MotFormat:
-    """The lines that `mot_files.write_tracks` writes."""
+    """The lines that `mot_files.read` reads, best with `unique_ids`."""
 
     suffix = ".mot.txt"
 

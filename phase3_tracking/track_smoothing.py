@@ -8,6 +8,7 @@ is smoothed by a Gaussian over time (the idea of StrongSORT's GSI, Du et al. 202
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
@@ -42,6 +43,28 @@ def smooth(
         for run in np.split(of_track, np.flatnonzero(np.diff(frames) > max_gap) + 1):
             parts.append(_smooth_run(tracks.select(run), sigma))
     return from_rows(np.concatenate(parts))
+
+
+def smooth_frames(tracks_per_frame: Sequence[np.ndarray], frame_rate: float) -> list[np.ndarray]:
+    """`smooth` for what a tracker has returned, frame after frame.
+
+    Args:
+        tracks_per_frame: (M, 7) [x1, y1, x2, y2, track_id, class_id, confidence] of each frame.
+        frame_rate: frames per second.
+
+    Returns:
+        the same form, by ascending track_id.
+    """
+    counts = [len(tracks) for tracks in tracks_per_frame]
+    numbers = np.repeat(np.arange(1, len(counts) + 1), counts)
+    rows = np.concatenate([np.empty((0, 7)), *tracks_per_frame])
+    (corner, far), (ids, classes, confidences) = np.split(rows[:, :4], 2, axis=1), rows[:, 4:].T
+    mot_rows = np.column_stack([numbers, ids, corner, far - corner, confidences, classes])
+    found = smooth(from_rows(mot_rows), frame_rate)
+    smoothed = np.column_stack([found.boxes_xyxy, found.ids, found.classes, found.confidences])
+    smoothed, frames = smoothed[(order := np.lexsort((found.ids, found.frames)))], found.frames
+    ends = np.searchsorted(frames[order], np.arange(1, len(counts) + 1), side="right")
+    return np.split(smoothed, ends)[:-1]
 
 
 def _smooth_run(run: MotBoxes, sigma_frames: float) -> np.ndarray:

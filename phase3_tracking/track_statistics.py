@@ -46,6 +46,7 @@ class TrackStatistics:
         self._class_names, self._frame_s = class_names, frame_s
         self._frames = 0
         self._tracks: dict[int, _Track] = {}
+        self._began: Counter[int] = Counter()  # tracks by the category they were first seen as
         self._boxes: Counter[int] = Counter()  # by category
         self._most: Counter[int] = Counter()  # the most of a category in one frame
         self._most_at_a_time = 0
@@ -70,10 +71,15 @@ class TrackStatistics:
             track = self._tracks.get(track_id)
             if track is None:
                 track = self._tracks[track_id] = _Track(time_s, time_s)
+                self._began[category] += 1
             track.last_s = time_s
             track.frames += 1
             track.confidence_sum += confidence
             track.categories[category] = track.categories.get(category, 0) + 1
+
+    def tracks_so_far(self) -> dict[str, int]:
+        """Class -> tracks that were first seen as it, most first; quick, for a live view."""
+        return {class_name(self._class_names, key): n for key, n in self._began.most_common()}
 
     def summary(self) -> dict[str, Any]:
         """What can be written as JSON; times in seconds of the video.

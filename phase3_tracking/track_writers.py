@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from phase3_tracking.region_events import EVENT_COLUMNS, event_lines
 from phase3_tracking.spreadsheet_text import csv_lines
 from phase3_tracking.text_streams import TextStreams
 from phase3_tracking.track_formats import (
@@ -70,6 +69,7 @@ class TrackWriters:
             CocoFormat(),
         )
         self._with_events = with_events
+        self._is_complete = False
         self._streams = TextStreams(track_files(output_path, with_events=with_events))
 
     def __enter__(self) -> "TrackWriters":
@@ -78,6 +78,8 @@ class TrackWriters:
             for index, form in enumerate(self._formats):
                 self._streams.append(index, form.begin())
             if self._with_events:
+                from phase3_tracking.region_events import EVENT_COLUMNS
+
                 self._streams.append(len(self._formats), csv_lines([EVENT_COLUMNS]))
             self._stack = stack.pop_all()
         return self
@@ -103,7 +105,17 @@ class TrackWriters:
         if events:
             if not self._with_events:
                 raise ValueError("events are given, but with_events is not")
+            from phase3_tracking.region_events import event_lines
+
             self._streams.append(len(self._formats), event_lines(events))
+
+    def complete(self) -> None:
+        """Puts everything on the disk: what can fail, before any file takes its name."""
+        if not self._is_complete:
+            self._is_complete = True
+            for index, form in enumerate(self._formats):
+                self._streams.append(index, form.end())
+            self._streams.complete()
 
     def __exit__(
         self,
@@ -115,5 +127,4 @@ class TrackWriters:
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
-            for index, form in enumerate(self._formats):
-                self._streams.append(index, form.end())
+            self.complete()

@@ -66,7 +66,7 @@ def smallest_confidence(tracker: str, confidence: float) -> float:
 
 
 def add_tracker_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --tracker, --iou-threshold, --max-age and --min-hits."""
+    """Adds --tracker, --iou-threshold, --max-age, --min-hits and --smooth."""
     group = parser.add_argument_group("tracker")
     group.add_argument(
         "--tracker",
@@ -91,6 +91,11 @@ def add_tracker_arguments(parser: argparse.ArgumentParser) -> None:
         type=cli.positive_int,
         help="detections a track must have had before it counts "
         "(default: 1 for iou, 3 for sort and ocsort, 2 for the others)",
+    )
+    group.add_argument(
+        "--smooth",
+        action="store_true",
+        help="fill gaps and take out jitter when all frames are tracked; for files",
     )
 
 

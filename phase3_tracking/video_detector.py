@@ -1,34 +1,39 @@
-"""Detects and tracks objects in a video and writes the annotated video, the tracks and a report.
+"""Detects and tracks objects in videos; writes the annotated video, the tracks and a report.
 
     python phase3_tracking/video_detector.py                    # the demo video, the newest model
     python phase3_tracking/video_detector.py --input street.mp4 --output tracked.mp4
     python phase3_tracking/video_detector.py --input street.mp4 --classes person --confidence 0.3
     python phase3_tracking/video_detector.py --input street.mp4 --detections street.det.txt
+    python phase3_tracking/video_detector.py --input street.mp4 --line gate:0.5,0,0.5,1
+    python phase3_tracking/video_detector.py --input rtsp://camera/1 --latency-mode --live 8000
 
-Beside NAME.mp4 (H.264) it writes NAME.mot.txt, one line for each tracked box,
+An input is a video file, a folder of pictures or of videos, the number of a camera, or an address.
+Beside NAME.mp4 (H.264, with the sound of the input) there will be the tracks as NAME.mot.txt,
+NAME.csv, NAME.tracks.json and NAME.coco.json, pictures (NAME.heatmap.png, NAME.contact.jpg), with
+lines or zones NAME.events.csv, and the report NAME.json with counts and times.
 
-    frame, track id, x, y, width, height, confidence, COCO category id, 1
-
-and NAME.json with counts and times. A video that is damaged is processed as far as it goes. SIGINT
-(Ctrl-C) or SIGTERM ends the run after the frames in work; what is saved by then can be played.
+A video that is damaged is processed as far as it goes. SIGINT (Ctrl-C) or SIGTERM ends the run
+after the frames in work; what is saved by then can be played, and --resume goes on from there.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
-from functools import partial
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase3_tracking/video_detector.py` finds common/
 
-from common import artifacts, cli, environment, paths
+from common import cli, paths
 from common.cli import UserError, log
-from phase3_tracking import output_files, pipeline
-from phase3_tracking.run_report import tell, track_outcome, video_outcome
-from phase3_tracking.stage_clock import StageClock
+from phase3_tracking import live_address
+from phase3_tracking.backends import PRECISIONS, Backend, load_backend, of_model
+from phase3_tracking.counting import add_counting_arguments, counting_options
+from phase3_tracking.run_options import OutputOptions, RunOptions
+from phase3_tracking.source_options import add_source_arguments, source_options
 from phase3_tracking.tracker_options import (
     FRAME_RATE,
     TRACKERS,
@@ -42,14 +47,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from common.models import LoadedModel
-    from common.stop_signal import StopSignal
-    from common.video import VideoWriter
+    from phase3_tracking.frame_source import Frame
     from phase3_tracking.object_tracker import Tracker
-    from phase3_tracking.recorded_detections import RecordedDetections
-    from phase3_tracking.video_io import VideoReader
 
 CONFIDENCE = 0.5
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BATCH_SIZE = 4  # enough to keep a GPU busy, few enough to answer Ctrl-C soon
 
 
@@ -57,17 +58,22 @@ class VideoDetector:
     """A detector and a tracker, applied to frames or to whole videos.
 
     Args:
-        model: what `common.models.load_model` returns, or any Predictor that also has
-            `class_names` and `category_ids`, such as RecordedDetections.
+        model: what `common.models.load_model` or `backends.load_backend` returns.
         confidence_threshold: detections below it are left out, in [0, 1]; but some trackers
             may continue a track with a weaker one.
         classes: names or category ids to keep; None keeps all.
         batch_size: frames given to the model at a time.
         workers: batches detected at a time; None chooses for the device.
-        precision: of backbone and heads, one of PRECISIONS; boxes are computed in FP32. "auto" is
-            the half precision that the device computes natively, or FP32.
+        precision: of a LoadedModel's backbone and heads, one of PRECISIONS; boxes are computed in
+            FP32. "auto" is the half precision that the device computes natively, or FP32.
         tracker: one of tracker_options.TRACKERS.
         iou_threshold, max_age, min_hits: see the trackers; None is the tracker's own default.
+
+    Attributes:
+        class_names: category id -> name.
+        device: where the model runs.
+        batch_size, workers: see above.
+        may_resume: whether detections are worth keeping for a run that is stopped.
 
     Raises:
         UserError: a class the model does not have.
@@ -76,7 +82,7 @@ class VideoDetector:
 
     def __init__(
         self,
-        model: "LoadedModel | RecordedDetections",
+        model: "LoadedModel | Backend",
         confidence_threshold: float = CONFIDENCE,
         *,
         classes: Sequence[str] | None = None,
@@ -90,12 +96,15 @@ class VideoDetector:
     ):
         import numpy as np
 
-        from common.models import LoadedModel
-
+        self._backend = model if isinstance(model, Backend) else of_model(model, precision)
         self.confidence_threshold = confidence_threshold
         self._tracked_from = smallest_confidence(tracker, confidence_threshold)
         self.batch_size = batch_size
-        self.class_names = dict(zip(model.category_ids, model.class_names, strict=True))
+        self.workers = workers or self._backend.workers
+        self.device, self.may_resume = self._backend.device, self._backend.may_resume
+        self.class_names = dict(
+            zip(self._backend.category_ids, self._backend.class_names, strict=True)
+        )
         self._tracker_settings: dict[str, Any] = {
             "tracker": tracker,
             "iou_threshold": iou_threshold,
@@ -103,13 +112,6 @@ class VideoDetector:
             "min_hits": min_hits,
         }
         self.new_tracker()  # refuses bad settings now, not at the first video
-        self.device, self.precision = "cpu", "of the detections"
-        if isinstance(model, LoadedModel):
-            self._predict, self.device, self.precision = pipeline.network(model.model, precision)
-            self.workers = workers or pipeline.default_workers(self.device)
-        else:
-            self._predict = model
-            self.workers = workers or 1  # it may answer in the order of the calls
         self._category_of_label = np.array([0, *self.class_names])  # label 0 is the background
         self._kept = np.array(sorted(self._categories(classes)), np.int64)
 
@@ -136,16 +138,22 @@ class VideoDetector:
 
     def detect_frames(self, frames_bgr: "Sequence[np.ndarray]") -> "list[np.ndarray]":
         """`detect_frame` for several frames at a time."""
-        return self._detect(frames_bgr, self.confidence_threshold)
+        return self._detect(frames_bgr, range(len(frames_bgr)), self.confidence_threshold)
 
-    def _detect(self, frames_bgr: "Sequence[np.ndarray]", smallest: float) -> "list[np.ndarray]":
+    def detect_for_tracking(self, frames: "Sequence[Frame]") -> "list[np.ndarray]":
+        """The same for frames of an input, with the weak detections that the tracker can use."""
+        images, numbers = [f.image_bgr for f in frames], [f.index for f in frames]
+        return self._detect(images, numbers, self._tracked_from)
+
+    def _detect(
+        self, frames_bgr: "Sequence[np.ndarray]", numbers: Sequence[int], smallest: float
+    ) -> "list[np.ndarray]":
         import cv2
         import numpy as np
 
+        images = [cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in frames_bgr]
         found = []
-        for boxes_xyxy, scores, labels in self._predict(
-            [cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) for frame in frames_bgr]
-        ):
+        for boxes_xyxy, scores, labels in self._backend.detect(images, numbers):
             categories = self._category_of_label[labels]
             kept = (scores >= smallest) & np.isin(categories, self._kept)
             found.append(np.column_stack([boxes_xyxy, scores, categories])[kept])
@@ -153,21 +161,19 @@ class VideoDetector:
 
     def process_video(
         self,
-        video_path: Path,
+        video: Path | str,
         output_path: Path,
+        options: RunOptions | None = None,
         *,
-        max_frames: int | None = None,
-        write_video: bool = True,
         inputs: Sequence[Path] = (),
     ) -> dict[str, Any]:
-        """Tracks one video and writes NAME.mp4, NAME.mot.txt and NAME.json.
+        """Tracks one input and writes NAME.mp4 and the files beside it; see output_files.
 
-        Track ids start at 1 in every video.
+        Track ids start at 1 in every video. Frames have the numbers they have in the input, from 1.
 
         Args:
+            video: a file, a folder of pictures, a camera's number or an address.
             output_path: NAME.mp4.
-            max_frames: stop after this many frames; None processes all.
-            write_video: False leaves out drawing, encoding and NAME.mp4.
             inputs: further files to name in the report, with the video.
 
         Returns:
@@ -178,75 +184,28 @@ class VideoDetector:
             UserError: the video cannot be read, or an output is no .mp4 or cannot be written.
             KeyboardInterrupt, Terminated: after SIGINT or SIGTERM, once everything is saved.
         """
-        from common.stop_signal import StopSignal
-        from common.video import VideoWriter
-        from phase3_tracking import mot_files
-        from phase3_tracking.video_io import VideoReader
+        from phase3_tracking.video_run import VideoRun
 
-        mot_path, report_path = output_files.result_files(output_path, with_video=False)
-        video_path, clock = Path(video_path), StageClock()
-        with StopSignal() as stop:
-            with ExitStack() as stack:
-                reader = stack.enter_context(VideoReader(video_path, max_frames=max_frames))
-                writer = None
-                if write_video:
-                    size = (reader.width, reader.height)
-                    writer = stack.enter_context(VideoWriter(output_path, *size, reader.fps))
-                total = min(filter(None, (max_frames, reader.frames_promised)), default=None)
-                tracker, track_log = self._track(reader, writer, stop, clock, total)
-            outcome = video_outcome(reader, writer, clock, complete=stop.received is None)
-            mot_files.write_tracks(mot_path, track_log)
-            report = {
-                **artifacts.provenance("video_tracking", self.device, [video_path, *inputs]),
-                **outcome,
-                **track_outcome(tracker, track_log, self.class_names),
-                **self._settings(tracker),
-            }
-            artifacts.write_json(report_path, report)
-        tell(video_path, report)
-        stop.raise_received()
-        return report
+        return VideoRun(self, str(video), output_path, options or RunOptions(), inputs).process()
 
-    def _track(
-        self,
-        reader: "VideoReader",
-        writer: "VideoWriter | None",
-        stop: "StopSignal",
-        clock: StageClock,
-        total: int | None,
-    ) -> "tuple[Tracker, list[tuple[int, np.ndarray]]]":
-        """The loop over the frames: the tracker at its end, and (frame, tracks) of every frame."""
-        from phase3_tracking.drawing import TrackDrawer
+    def detection_settings(self) -> dict[str, Any]:
+        """What the detections of a video depend on."""
+        file = self._backend.file
+        return {
+            "model": [file.name, file.stat().st_size, file.stat().st_mtime_ns] if file else None,
+            "precision": self._backend.precision,
+            "device": self.device,
+            "batch_size": self.batch_size,
+            "confidence": self._tracked_from,
+            "classes": self._kept.tolist(),
+        }
 
-        tracker = self.new_tracker(float(reader.fps))
-        drawer = TrackDrawer(self.class_names, reader.height, float(reader.fps))
-        track_log: list[tuple[int, np.ndarray]] = []
-        frames = (
-            cli.progress(reader, total=total, label=reader.path.name) if total else iter(reader)
-        )
-        detect = partial(self._detect, smallest=self._tracked_from)
-        with (
-            pipeline.DetectionWorkers(detect, self.workers, self.device) as workers,
-            pipeline.BackgroundWriter(writer) if writer else nullcontext() as encoder,
-        ):
-            batches = pipeline.in_batches(frames, self.batch_size, stop)
-            for batch, detections_per_frame in workers.map(batches):
-                for frame, detections in zip(batch, detections_per_frame, strict=True):
-                    clock.skip()
-                    tracks = tracker.update(detections)
-                    track_log.append((len(track_log) + 1, tracks))
-                    clock.lap("track")
-                    if encoder:
-                        drawer.draw(frame, tracks, clock.status(total, len(tracks)))
-                        clock.lap("draw")
-                        encoder.write(frame)
-                    clock.frame_done()
-        clock.seconds["detect"] = workers.seconds
-        clock.seconds["encode"] = encoder.seconds if encoder else 0.0
-        return tracker, track_log
+    def settings(self, tracker: "Tracker", *, smooth: bool) -> dict[str, Any]:
+        """What a result depends on beside the model and the video, for the report.
 
-    def _settings(self, tracker: "Tracker") -> dict[str, Any]:
-        """What a result depends on beside the model and the video."""
+        Args:
+            smooth: whether the tracks were smoothed afterwards.
+        """
         return {
             "categories": {
                 category: self.class_names[category] for category in self._kept.tolist()
@@ -255,11 +214,12 @@ class VideoDetector:
                 "confidence_threshold": self.confidence_threshold,
                 "batch_size": self.batch_size,
                 "workers": self.workers,
-                "precision": self.precision,
+                "precision": self._backend.precision,
                 "tracker": self._tracker_settings["tracker"],
                 "iou_threshold": tracker.iou_threshold,
                 "max_age": tracker.max_age,
                 "min_hits": tracker.min_hits,
+                "smooth": smooth,
             },
         }
 
@@ -267,76 +227,67 @@ class VideoDetector:
 # --- the command line -----------------------------------------------------------------------
 
 
-def track_video(
-    input_path: Path | None,
-    output_path: Path | None,
-    *,
-    model_path: Path | None,
-    detections: Path | None,
-    device: str,
-    precision: str,
-    confidence: float,
-    classes: Sequence[str] | None,
-    batch_size: int,
-    settings: Mapping[str, Any],
-    max_frames: int | None,
-    write_video: bool,
-    overwrite: bool,
-) -> None:
-    """Checks the paths, loads the detector and tracks one video; see build_parser().
+def run(args: argparse.Namespace) -> int:
+    """Checks what was asked for, loads the detector and does the work; the exit status."""
+    from phase3_tracking.inputs import expand_inputs
+    from phase3_tracking.video_jobs import plan_jobs, run_jobs
 
-    `settings` are those of `tracker_settings`.
-    """
-    if input_path is None:
-        input_path = paths.DEMO_VIDEO
-        log.info("Video: %s", paths.display(input_path))
-        if not input_path.is_file():
-            remedy = "make it with: python phase1_training/make_demo_data.py"
-            raise UserError(input_path, "no such file", remedy)
-    is_own_choice = output_path is None
-    output_path = output_path or paths.VIDEOS / f"{input_path.stem}_tracked.mp4"
-    source = detections or model_path or paths.BEST_MODEL
-    saved = output_files.result_files(output_path, with_video=write_video)
-    repeats_itself = is_own_choice and output_files.is_result_of(saved[-1], input_path)
-    output_files.check_may_write(saved, [input_path, source], replace=overwrite or repeats_itself)
-
+    outputs = OutputOptions(
+        counting=counting_options(args, with_video=not args.no_video), video=not args.no_video
+    )
+    source = source_options(args)
+    if args.detections and source.resize:
+        raise UserError("--resize", "would not fit the boxes of --detections", "leave it out")
+    if args.smooth and source.latency_mode:
+        raise UserError("--smooth", "needs the frames to come", "leave out --latency-mode")
+    texts = expand_inputs(args.input) if args.input else [_demo_video()]
+    if args.detections and len(texts) > 1:
+        raise UserError("--detections", f"is of one video, not of {len(texts)}", "give one --input")
+    made_of = args.detections or args.model_path or paths.BEST_MODEL
+    may_replace = args.overwrite or args.resume
+    jobs = plan_jobs(texts, args.output, outputs, made_of, may_replace=may_replace)
+    backend = load_backend(args.model_path, args.detections, args.device, args.precision)
     detector = VideoDetector(
-        _load(model_path, detections, device),
-        confidence,
-        classes=classes,
-        batch_size=batch_size,
-        precision=precision,
-        **settings,
+        backend,
+        args.confidence,
+        classes=[name.strip() for name in args.classes.split(",")] if args.classes else None,
+        batch_size=args.batch_size,
+        **tracker_settings(args),
     )
-    detector.process_video(
-        input_path,
-        output_path,
-        max_frames=max_frames,
-        write_video=write_video,
-        inputs=[source],
-    )
-    is_demo = is_own_choice and input_path == paths.DEMO_VIDEO
+    with ExitStack() as stack:
+        if args.live is not None:
+            from phase3_tracking.live_view import LiveView
+
+            view = LiveView(args.live.host, args.live.port, title=texts[0])
+            outputs = replace(outputs, live=stack.enter_context(view))
+        if args.show:
+            from phase3_tracking.display_window import DisplayWindow
+
+            outputs = replace(outputs, window=stack.enter_context(DisplayWindow(texts[0])))
+        options = RunOptions(source, outputs, resumes=args.resume, smooths=args.smooth)
+        done = run_jobs(detector, jobs, options, made_of, strict=args.strict)
+    is_demo = not args.input and args.output is None
     next_script = "phase3_tracking/evaluate_tracking" if is_demo else "phase4_deployment/export_all"
-    cli.finished(saved, f"python {next_script}.py")
+    cli.finished([file for job in done for file in job.files], f"python {next_script}.py")
+    return cli.EXIT_OK if len(done) == len(jobs) else cli.EXIT_USER_ERROR
 
 
-def _load(
-    model_path: Path | None, detections: Path | None, device: str
-) -> "LoadedModel | RecordedDetections":
-    chosen = environment.select_device(device)
-    if detections:
-        from phase3_tracking.recorded_detections import RecordedDetections
-
-        return RecordedDetections(detections)
-    from common.models import load_model
-
-    log.info(environment.summary_line(str(chosen)))
-    return load_model(model_path, chosen)
+def _demo_video() -> str:
+    log.info("Video: %s", paths.display(paths.DEMO_VIDEO))
+    if not paths.DEMO_VIDEO.is_file():
+        remedy = "make it with: python phase1_training/make_demo_data.py"
+        raise UserError(paths.DEMO_VIDEO, "no such file", remedy)
+    return str(paths.DEMO_VIDEO)
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(__doc__)
-    parser.add_argument("--input", type=Path, help="video to track (default: the demo video)")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        metavar="INPUT",
+        help="videos, folders, patterns, cameras or addresses (default: the demo video)",
+    )
     parser.add_argument(
         "--confidence",
         type=cli.fraction,
@@ -344,13 +295,24 @@ def build_parser() -> argparse.ArgumentParser:
         help="smallest confidence kept; see also --tracker",
     )
     parser.add_argument("--classes", help="comma separated names or category ids to keep")
-    parser.add_argument("--max-frames", type=cli.positive_int, help="stop after this many frames")
     parser.add_argument("--no-video", action="store_true", help="write tracks and report only")
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with what a stopped run has detected"
+    )
+    parser.add_argument(
+        "--live",
+        type=live_address.address,
+        metavar="[HOST:]PORT",
+        help="show the frames in a browser as they come (HOST: 127.0.0.1, this machine only)",
+    )
+    parser.add_argument("--show", action="store_true", help="show them in a window; q stops")
     detector = parser.add_argument_group("detector")
     source = detector.add_mutually_exclusive_group()
     source.add_argument(
-        "--model-path", type=Path, help="checkpoint (default: outputs/models/best_model.pth)"
+        "--model-path",
+        type=Path,
+        help="checkpoint or .onnx file (default: outputs/models/best_model.pth)",
     )
     source.add_argument(
         "--detections", type=Path, help="MOT detection file to use instead of a model"
@@ -365,35 +327,19 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the networks; boxes are computed in FP32. auto: half where the device has it",
     )
     add_tracker_arguments(parser)
+    add_source_arguments(parser)
+    add_counting_arguments(parser)
     cli.add_common_arguments(
         parser,
         output=None,
-        output_help="mp4 to write (default: outputs/videos/INPUT_tracked.mp4)",
+        output_help="mp4 to write, or a folder (default: outputs/videos/INPUT_tracked.mp4)",
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
-    return cli.run(
-        lambda: track_video(
-            args.input,
-            args.output,
-            model_path=args.model_path,
-            detections=args.detections,
-            device=args.device,
-            precision=args.precision,
-            confidence=args.confidence,
-            classes=classes,
-            batch_size=args.batch_size,
-            settings=tracker_settings(args),
-            max_frames=args.max_frames,
-            write_video=not args.no_video,
-            overwrite=args.overwrite,
-        ),
-        args,
-    )
+    return cli.run(lambda: run(args), args)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,12 @@ class Card:
     note: str
 
 
+def pictures(sources: Sequence[str | None], caption: str) -> list[Block]:
+    """The pictures that could be read, with a caption that is their alternative text, too."""
+    found = tuple(source for source in sources if source)
+    return [Pictures(found, caption)] if found else []
+
+
 # --- reading values that may be absent --------------------------------------------------------
 
 

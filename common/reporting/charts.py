@@ -85,10 +85,11 @@ def plot(chart: Lines) -> Plot:
 
 
 def picture(path: Path, max_width: int = PICTURE_WIDTH) -> str | None:
-    """The picture as a JPEG data URI at most `max_width` pixels wide; None when unreadable."""
+    """The picture as a JPEG data URI at most `max_width` pixels wide; None when it is not there or
+    cannot be read."""
     import cv2
 
-    image = cv2.imread(str(path))
+    image = cv2.imread(str(path)) if path.is_file() else None  # which it would tell on stderr
     return None if image is None else _data_uri(image, max_width)
 
 

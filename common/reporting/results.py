@@ -1,4 +1,4 @@
-"""The sections about results: the trained model, the tracks, the exported formats, the package."""
+"""The sections about results: the trained model, the exported formats, the package."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,6 @@ from common.reporting.blocks import (
     Card,
     Lines,
     Note,
-    Pictures,
     Section,
     Table,
     dig,
@@ -20,14 +19,13 @@ from common.reporting.blocks import (
     listed,
     number,
     percent,
+    pictures,
     text,
 )
 
 Report = Mapping[str, Any]
 
 TRAIN_COMMAND = "python phase1_training/train.py"
-TRACK_COMMAND = "python phase3_tracking/video_detector.py"
-EVALUATE_COMMAND = "python phase3_tracking/evaluate_tracking.py"
 EXPORT_COMMAND = "python phase4_deployment/export_all.py"
 MIB = 1 << 20
 
@@ -64,7 +62,7 @@ def training_section(report: Report | None, metrics: Path) -> Section:
         rows = tuple((text(name), number(value, 3)) for name, value in per_class.items())
         blocks.append(Table(("Class", "AP over IoU 0.50 to 0.95"), rows))
     if (predictions := metrics / "val_predictions.png").is_file():
-        blocks += _pictures(
+        blocks += pictures(
             [charts.picture(predictions)],
             "Validation images: dashed blue is the ground truth, solid orange what was found.",
         )
@@ -110,106 +108,6 @@ def _curves(epochs: Sequence[Report]) -> list[Lines]:
         Lines("Validation mAP", "epoch", scores, y_max=1.0),
     ]
     return [chart for chart in curves if all(line for _, line in chart.series)]
-
-
-def _pictures(sources: Sequence[str | None], caption: str) -> list[Block]:
-    found = tuple(source for source in sources if source)
-    return [Pictures(found, caption)] if found else []
-
-
-# --- tracking ---------------------------------------------------------------------------------
-
-
-def tracking_cards(evaluation: Report | None, videos: Mapping[str, Report]) -> list[Card]:
-    cards = []
-    combined = dig(evaluation, "combined")
-    if finite(dig(combined, "idf1")) is not None:
-        mota, hota = number(dig(combined, "mota"), 3), number(dig(combined, "hota"), 3)
-        switches = number(dig(combined, "id_switches"), 0)
-        note = f"MOTA {mota}, HOTA {hota}, {switches} identity switches"
-        cards.append(Card("Tracking IDF1", number(dig(combined, "idf1"), 3), note))
-    newest = next(iter(videos.values()), None)
-    if newest is not None and finite(dig(newest, "fps_end_to_end")) is not None:
-        frames = number(dig(newest, "frames_written"), 0)
-        device = text(dig(newest, "environment", "device_name"))
-        note = f"frames per second from file to file over {frames} frames, on {device}"
-        cards.append(Card("Video, end to end", number(newest["fps_end_to_end"], 1), note))
-    return cards
-
-
-def tracking_section(
-    evaluation: Report | None, videos: Mapping[str, Report], folder: Path
-) -> Section:
-    """`videos` holds the reports of video_detector by name, the newest first."""
-    title = "Tracking"
-    reading = (
-        "Each object keeps the number and colour it was given when it first appeared; a number "
-        "that changes on the same object is an identity switch. IDF1 is the share of boxes under "
-        "the right identity, MOTA also counts misses and false alarms, HOTA balances both."
-    )
-    if not videos and evaluation is None:
-        return Section(title, reading, missing=TRACK_COMMAND)
-    blocks: list[Block] = []
-    for name in list(videos)[:1]:
-        strip = charts.video_strip(folder / f"{name}.mp4")
-        blocks += _pictures(strip, f"Frames at equal distances through {name}.mp4.")
-    if videos:
-        blocks += _video_tables(videos)
-    else:
-        blocks.append(Note(f"No video has been made yet. Make one with: {TRACK_COMMAND}"))
-    if evaluation is None:
-        blocks.append(Note(f"Not scored yet. Score it with: {EVALUATE_COMMAND}"))
-    else:
-        blocks.append(_score_table(evaluation))
-    return Section(title, reading, blocks)
-
-
-def _video_tables(videos: Mapping[str, Report]) -> list[Block]:
-    rows = tuple(
-        (
-            text(name),
-            f"{number(dig(video, 'frames_written'), 0)} of {number(dig(video, 'frames_read'), 0)}"
-            + (", source cut short" if dig(video, "truncated") else "")
-            + ("" if dig(video, "complete") is not False else ", stopped early"),
-            number(dig(video, "fps_end_to_end"), 1),
-            number(dig(video, "tracks"), 0),
-            _counts(dig(video, "class_counts")),
-        )
-        for name, video in videos.items()
-    )
-    columns = ("Video", "Frames written", "Frames/s", "Tracks", "Objects by class")
-    stages = ("decode", "detect", "track", "draw", "encode")
-    times = tuple(
-        (text(name), *(number(dig(video, "stage_ms", stage), 1) for stage in stages))
-        for name, video in videos.items()
-    )
-    return [Table(columns, rows), Table(("Milliseconds per frame", *stages), times)]
-
-
-def _counts(counts: Any) -> str:
-    pairs = counts.items() if isinstance(counts, Mapping) else ()
-    return text(", ".join(f"{number(count, 0)} {name}" for name, count in pairs))
-
-
-def _score_table(evaluation: Report) -> Table:
-    groups = listed(dig(evaluation, "sequences")) + listed(dig(evaluation, "classes"))
-    if len(groups) != 1:
-        combined = dig(evaluation, "combined")
-        scores = combined if isinstance(combined, Mapping) else {}
-        groups.append({**scores, "name": "all together"})
-    rows = tuple(
-        (
-            text(dig(scores, "name")),
-            *(number(dig(scores, key), 3) for key in ("idf1", "mota", "hota", "deta", "assa")),
-            *(number(dig(scores, key), 0) for key in ("id_switches", "fp", "fn")),
-        )
-        for scores in groups
-    )
-    columns = (
-        *("Scored", "IDF1", "MOTA", "HOTA", "DetA", "AssA"),
-        *("Id switches", "False boxes", "Missed boxes"),
-    )
-    return Table(columns, rows)
 
 
 # --- deployment -------------------------------------------------------------------------------

@@ -194,6 +194,18 @@ def test_a_damaged_result_is_named(run_script, outputs_dir):
 # --- what the page says -----------------------------------------------------------------------
 
 
+def test_a_profile_says_in_which_precision_where_it_knows():
+    profile = made_up_reports.profile()
+    profile["inference"]["precision"] = "bfloat16"
+    titles = [
+        block.title for block in speed.profile_section(profile).blocks if hasattr(block, "title")
+    ]
+    assert titles == [
+        "One training step, batch size 4",
+        "One inference step, batch size 4, bfloat16",
+    ]
+
+
 def test_the_headline_takes_only_results_that_hold():
     benchmark = made_up_reports.benchmark()
     row = speed.fastest(benchmark)

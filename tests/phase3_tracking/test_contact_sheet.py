@@ -104,7 +104,7 @@ def test_time_stamps(time_s, text):
 @pytest.mark.parametrize("size", [(1, 1), (16, 16), (2, 700), (700, 2)])
 def test_tiny_and_narrow_frames(size, tmp_path):
     sheet = shown(3, width=size[0], height=size[1])
-    sheet.write(tmp_path / "a.contact.jpg")
+    (tmp_path / "a.contact.jpg").write_bytes(sheet.encoded())
     assert cv2.imread(str(tmp_path / "a.contact.jpg")) is not None
 
 

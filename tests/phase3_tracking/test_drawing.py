@@ -1,9 +1,13 @@
 """TrackDrawer: what appears, where it appears, and that nothing makes it fail."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from phase3_tracking.drawing import PALETTE_BGR, TrackDrawer, color_of, text_color_on
+from common import paths
+from phase3_tracking.drawing import PALETTE_BGR, TrackDrawer, color_of, drawable, text_color_on
 
 
 def track(x1, y1, x2, y2, track_id=1, class_id=1, confidence=0.9):
@@ -99,8 +103,32 @@ def test_any_box_can_be_drawn(row):
 
 
 @pytest.mark.parametrize("name", ["日本語", "🚲", "x" * 500, "$\\frac{1}{2}$", "", "a\nb"])
-def test_any_class_name_can_be_drawn(name):
+def test_p3_54_any_class_name_can_be_drawn(name):
     drawn([track(100, 100, 150, 150)], names={1: name})
+
+
+DRAW_SURROGATES = r"""
+import numpy as np
+from phase3_tracking.drawing import TrackDrawer
+names = {1: "\ud83d", 2: "a\udcffb", 3: "\udfff" * 3, 4: "half \ud800"}
+tracks = np.array([[20 * n, 40, 20 * n + 15, 80, n, n, 0.5] for n in names], float)
+image = np.full((200, 300, 3), 127, np.uint8)
+TrackDrawer(names, 200, 10).draw(image, tracks, "status")
+print((image != 127).any())
+"""
+
+
+def test_p3_54_half_a_surrogate_pair_can_be_drawn():
+    """In a child: OpenCV answers one with a segmentation fault."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRAW_SURROGATES], cwd=paths.ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_a_name_is_drawn_on_one_line():
+    assert drawable("  a\n b\tc ") == "a b c"
+    assert drawable("é日\ud800🚲") == "é日?🚲"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 16), (16, 2), (16, 16)])

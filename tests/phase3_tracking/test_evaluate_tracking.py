@@ -99,7 +99,26 @@ def test_a_folder_of_sequences_is_tracked_with_the_protocol_of_each(tmp_path):
     assert (street["name"], street["fp"], street["fn"]) == ("street", 4, 6)
     assert report["protocols"] == ["classes", "mot17"]
     assert report["combined"]["fn"] == 7
-    assert report["tracker"] == {"tracker": "cmcsort"}
+    assert report["tracker"] == {"tracker": "cmcsort", "smooth": False}
+
+
+def test_smoothing_fills_the_frame_without_detections(tmp_path):
+    """Frame 3 has none, so online two boxes of the truth are missed in it, but for coasting."""
+    folder = sequence(tmp_path, "street")
+    options = ("--detections", folder, "--tracker", "sort", "--min-hits", "1", "--max-age", "5")
+    online = evaluated(tmp_path, *options)
+    smoothed = evaluated(tmp_path, *options, "--smooth")
+    assert smoothed["tracker"]["smooth"] is True
+    assert smoothed["combined"]["fn"] == online["combined"]["fn"] - 1  # of the class that matches
+
+
+def test_smoothing_is_for_tracks_made_here(tmp_path, capsys):
+    files = tmp_path / "gt.txt", tmp_path / "tracks.txt"
+    for file in files:
+        file.write_text(mot((1, 1, 0, 1)))
+    arguments = ["--ground-truth", str(files[0]), "--tracks", str(files[1]), "--smooth"]
+    assert main([*arguments, "--output", str(tmp_path / "out.json")]) == 2
+    assert capsys.readouterr().err.startswith("error: --smooth: is for tracks made here")
 
 
 def test_frames_without_detections_age_the_tracks(tmp_path):

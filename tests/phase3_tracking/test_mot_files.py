@@ -5,6 +5,7 @@ import pytest
 
 from common.cli import UserError
 from phase3_tracking import mot_files
+from phase3_tracking.track_formats import MotFormat
 
 
 def written(folder, text: str | bytes):
@@ -105,7 +106,9 @@ def test_p3_51_files_that_cannot_be_read(tmp_path):
 def test_written_tracks_come_back(tmp_path):
     tracks = np.array([[1.25, 2, 11.5, 22, 3, 18, 0.875], [0, 0, 5, 5, 4, 1, 0.5]])
     path = tmp_path / "tracks.txt"
-    mot_files.write_tracks(path, [(1, tracks), (2, np.empty((0, 7))), (3, tracks[:1])])
+    frames = [tracks, tracks[:0], tracks[:1]]
+    lines = [MotFormat().frame(n, 0.0, rows.tolist()) for n, rows in enumerate(frames, start=1)]
+    path.write_text("".join(lines))
     assert path.read_text().splitlines()[0] == "1,3,1.25,2.00,10.25,20.00,0.8750,18,1"
     boxes = mot_files.read(path, unique_ids=True)
     assert boxes.frames.tolist() == [1, 1, 3]
@@ -115,7 +118,7 @@ def test_written_tracks_come_back(tmp_path):
 
 def test_p3_39_no_tracks_make_a_valid_empty_file(tmp_path):
     path = tmp_path / "tracks.txt"
-    mot_files.write_tracks(path, [(1, np.empty((0, 7)))])
+    path.write_text(MotFormat().frame(1, 0.0, []))
     assert path.read_bytes() == b""
     assert len(mot_files.read(path, unique_ids=True)) == 0
 

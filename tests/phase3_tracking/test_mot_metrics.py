@@ -16,6 +16,7 @@ from phase3_tracking.mot_metrics import (
     without_distractors,
 )
 from phase3_tracking.object_tracker import IOUTracker
+from phase3_tracking.track_formats import MotFormat
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -138,12 +139,12 @@ def tracked(sequence: mot_files.MotSequence, target: Path, last: int) -> Path:
     """The tracks of IOUTracker on the sequence's own detections, all of class 1."""
     detections = mot_files.read(sequence.detections, unique_ids=False)
     tracker = IOUTracker()
-    tracks_per_frame = []
+    lines = []
     for frame in range(1, last + 1):
         tracks = tracker.update(detections.detections(frame))
         tracks[:, 5] = 1
-        tracks_per_frame.append((frame, tracks))
-    mot_files.write_tracks(target, tracks_per_frame)
+        lines.append(MotFormat().frame(frame, 0.0, tracks.tolist()))
+    target.write_text("".join(lines))
     return target
 
 

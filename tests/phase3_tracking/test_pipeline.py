@@ -2,6 +2,7 @@
 
 import threading
 import time
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,6 +56,27 @@ def test_no_more_batches_are_taken_than_are_in_work():
             assert len(taken) - done <= 2
 
 
+def test_without_workers_a_batch_is_detected_when_it_is_asked_for():
+    """In latency mode: nothing waits, in no thread but the caller's."""
+    threads, taken = set(), []
+
+    def detect(frames):
+        threads.add(threading.current_thread())
+        return [np.empty((0, 6))] * len(frames)
+
+    def batches():
+        for batch in numbered(6, 1):
+            taken.append(batch)
+            yield batch
+
+    with DetectionWorkers(detect, 0, "cpu") as pool:
+        for done, _ in enumerate(pool.map(batches()), 1):
+            assert len(taken) == done
+    assert threads == {threading.current_thread()}
+    assert len(taken) == 6
+    assert pool.seconds > 0
+
+
 def test_batches_are_really_detected_side_by_side():
     meeting = threading.Barrier(2, timeout=20)  # breaks unless two threads come
 
@@ -100,12 +122,14 @@ class Recorder:
 
     def __init__(self, fails_at: int | None = None):
         self.written: list[int] = []
+        self.times: list[Fraction | None] = []
         self.fails_at = fails_at
 
-    def write(self, frame):
+    def write(self, frame, time_s):
         if number_of(frame) == self.fails_at:
             raise OSError("disk full")
         self.written.append(number_of(frame))
+        self.times.append(time_s)
 
 
 def test_everything_handed_over_is_encoded_in_order():
@@ -114,7 +138,16 @@ def test_everything_handed_over_is_encoded_in_order():
         for (frame,) in numbered(50, 1):
             encoder.write(frame)
     assert recorder.written == list(range(50))
+    assert recorder.times == [None] * 50
     assert encoder.seconds > 0
+
+
+def test_times_go_with_their_frames():
+    recorder = Recorder()
+    with BackgroundWriter(recorder) as encoder:
+        for index, (frame,) in enumerate(numbered(20, 1)):
+            encoder.write(frame, Fraction(index**2, 7))
+    assert recorder.times == [Fraction(index**2, 7) for index in recorder.written]
 
 
 @pytest.mark.parametrize("fails_at", [0, 49])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from phase3_tracking.mot_files import MotBoxes, from_rows
-from phase3_tracking.track_smoothing import smooth
+from phase3_tracking.track_smoothing import smooth, smooth_frames
 
 
 def track(*frames_and_x: tuple[int, float], name: int = 1, score: float = 0.9) -> MotBoxes:
@@ -74,3 +74,25 @@ def test_a_box_alone_stays_as_it_is():
 
 def test_nothing_stays_nothing():
     assert len(smooth(from_rows(np.empty((0, 8))), 30)) == 0
+
+
+def tracked(*boxes: tuple[float, int]) -> np.ndarray:
+    """(M, 7) of boxes given by x and track id."""
+    return np.array([[x, 5, x + 10, 25, name, 3, 0.9] for x, name in boxes]).reshape(-1, 7)
+
+
+def test_frames_of_a_tracker_keep_their_form():
+    """Track 1 misses the second frame, where track 2 is; the fourth has none at all."""
+    before = [tracked((0, 1)), tracked((50, 2)), tracked((20, 1), (50, 2)), tracked()]
+    after = smooth_frames(before, 30)
+    assert [len(tracks) for tracks in after] == [1, 2, 2, 0]
+    assert all(tracks.shape[1] == 7 for tracks in after)
+    assert [tracks[:, 4].tolist() for tracks in after] == [[1], [1, 2], [1, 2], []]
+    assert after[1][0].tolist() == pytest.approx([10, 5, 20, 25, 1, 3, 0.9])
+    assert after[0][0].tolist() == pytest.approx(before[0][0].tolist())  # a line stays a line
+
+
+@pytest.mark.parametrize("frames", [0, 1, 3])
+def test_frames_without_tracks_stay_without(frames):
+    after = smooth_frames([tracked()] * frames, 30)
+    assert [tracks.shape for tracks in after] == [(0, 7)] * frames

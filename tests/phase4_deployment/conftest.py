@@ -1,37 +1,15 @@
-"""One small detector and its ONNX file for all tests of this folder: an export takes a while."""
+"""The exported detector that the tests of this folder share."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 
-from common.models import load_model, save_model
-from phase4_deployment import export_onnx
-from tests.random_detectors import random_detector, random_scene
-
-CLASS_NAMES = ("car", "Fußgänger", "traffic light")
-CATEGORY_IDS = (3, 1, 10)
+from tests.exported_detector import CATEGORY_IDS as CATEGORY_IDS
+from tests.exported_detector import CLASS_NAMES as CLASS_NAMES
+from tests.exported_detector import export_to
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory) -> SimpleNamespace:
-    """`model_path`, its `loaded` model, `onnx_path`, and the `parity` of the export."""
-    folder: Path = tmp_path_factory.mktemp("exported")
-    model = random_detector("demo", num_classes=4, min_size=96, max_size=192, bounded=False)
-    save_model(
-        folder / "model.pth",
-        model,
-        architecture="demo",
-        class_names=CLASS_NAMES,
-        category_ids=CATEGORY_IDS,
-        summary={},
-    )
-    loaded = load_model(folder / "model.pth", torch.device("cpu"))
-    onnx_path = folder / "model.onnx"
-    images = [random_scene(np.random.default_rng(1), 120, 160)]
-    parity = export_onnx.export_onnx(loaded, onnx_path, images=images)
-    return SimpleNamespace(
-        model_path=folder / "model.pth", loaded=loaded, onnx_path=onnx_path, parity=parity
-    )
+    """See `export_to`."""
+    return export_to(tmp_path_factory.mktemp("exported"))

@@ -1,0 +1,120 @@
+"""What finds the objects: a PyTorch checkpoint, an exported ONNX file, or recorded detections."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import environment, paths
+from common.cli import UserError, log
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from common.models import Detections, LoadedModel
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A detector for video.
+
+    Attributes:
+        detect: uint8 RGB images (H, W, 3), and their frame numbers in the input from 0 -> boxes,
+            scores and labels from 1 of each; called from `workers` threads at a time.
+        class_names, category_ids: of the labels from 1.
+        device: "cpu", "cuda:0", ...: where it runs.
+        precision: of the networks, for the report.
+        workers: batches to detect at a time, unless asked for another number.
+        file: what it was made of.
+        may_resume: whether detections are worth keeping for a run that is stopped.
+    """
+
+    detect: "Callable[[Sequence[np.ndarray], Sequence[int]], list[Detections]]"
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    device: str = "cpu"
+    precision: str = "of the file"
+    workers: int = 1
+    file: Path | None = None
+    may_resume: bool = True
+
+
+def load_backend(
+    model_path: Path | None, detections: Path | None, device: str, precision: str
+) -> Backend:
+    """Makes the detector that was asked for; without a file, of phase 1's best model.
+
+    Args:
+        model_path: a checkpoint, or a file that ends in .onnx.
+        detections: MOT detection text, instead of a model.
+        device: "auto", "cpu", "cuda", ...
+        precision: one of PRECISIONS, for checkpoints.
+
+    Raises:
+        UserError: a file is missing or damaged, or the device or precision is not there.
+    """
+    if detections:
+        return _recorded(detections)
+    if model_path and model_path.suffix.lower() == ".onnx":
+        return _exported(model_path, device, precision)
+    from common.models import load_model
+
+    chosen = environment.select_device(device)
+    log.info(environment.summary_line(str(chosen)))
+    return of_model(load_model(model_path, chosen), precision)
+
+
+def of_model(loaded: "LoadedModel", precision: str) -> Backend:
+    """A fast copy of a PyTorch model, which stays as it is.
+
+    Args:
+        precision: one of PRECISIONS.
+    """
+    from phase3_tracking import pipeline
+
+    predict, device, dtype = pipeline.network(loaded.model, precision)
+    return Backend(
+        lambda images, _: predict(images),
+        loaded.class_names,
+        loaded.category_ids,
+        device,
+        dtype,
+        pipeline.default_workers(device),
+        loaded.path,
+    )
+
+
+def _exported(path: Path, device: str, precision: str) -> Backend:
+    from common.models import Detections
+    from common.onnx_detector import PROVIDERS, OnnxDetector
+
+    if device not in PROVIDERS:
+        remedy = f"use --device {', '.join(PROVIDERS)}, or a checkpoint"
+        raise UserError(f"--device {device}", "not for ONNX files", remedy)
+    if precision != PRECISIONS[0]:
+        remedy = "leave it out, or give the checkpoint"
+        raise UserError(f"--precision {precision}", "an ONNX file has its own", remedy)
+    detector = OnnxDetector(path, device)
+    log.info("Model: %s in ONNX Runtime, %s", paths.display(path), detector.provider)
+    return Backend(
+        lambda images, _: [Detections(*found[:3]) for found in detector(images)],
+        tuple(detector.class_names),
+        tuple(detector.metadata["category_ids"]),
+        "cuda" if detector.provider.startswith("CUDA") else "cpu",
+        file=path,
+    )
+
+
+def _recorded(path: Path) -> Backend:
+    from phase3_tracking.recorded_detections import RecordedDetections
+
+    recorded = RecordedDetections(path)
+    return Backend(
+        lambda _, numbers: [recorded.of_frame(number + 1) for number in numbers],
+        recorded.class_names,
+        recorded.category_ids,
+        file=path,
+        may_resume=False,
+    )

@@ -1,0 +1,141 @@
+"""Several inputs, one after the other: what each one writes, which are done, and which failed."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import artifacts, environment, paths
+from common.cli import Terminated, UserError, log
+from phase3_tracking import output_files
+from phase3_tracking.detection_log import log_file
+
+if TYPE_CHECKING:
+    from phase3_tracking.run_options import OutputOptions, RunOptions
+    from phase3_tracking.video_detector import VideoDetector
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input.
+
+    Attributes:
+        text: as it was given, or found in a folder.
+        output_path: NAME.mp4.
+        files: what will be written.
+    """
+
+    text: str
+    output_path: Path
+    files: tuple[Path, ...]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a run over this input has come to its end."""
+        report = self.output_path.with_suffix(".json")
+        if not output_files.is_result_of(report, self.text):
+            return False
+        return artifacts.read_json(report).get("complete") is True
+
+
+def plan_jobs(
+    texts: Sequence[str],
+    output: Path | None,
+    outputs: "OutputOptions",
+    made_of: Path,
+    *,
+    may_replace: bool,
+) -> list[Job]:
+    """The inputs with their outputs, after it was checked that these may be written.
+
+    Args:
+        output: as given; None stands for names after the inputs, and a result of the same input may
+            then be replaced.
+        made_of: the model or the detections.
+
+    Raises:
+        UserError: naming the file that may not be written.
+    """
+    inputs = output_files.input_files(texts, [made_of])
+    jobs = []
+    for text, path in zip(texts, output_files.output_paths(texts, output), strict=True):
+        job = Job(text, path, tuple(output_files.result_files(path, outputs)))
+        repeats_itself = output is None and output_files.is_result_of(job.files[-1], text)
+        may = may_replace or repeats_itself
+        output_files.check_may_write(path, job.files, inputs, replace=may)
+        jobs.append(job)
+    return jobs
+
+
+def run_jobs(
+    detector: "VideoDetector",
+    jobs: Sequence[Job],
+    options: "RunOptions",
+    made_of: Path,
+    *,
+    strict: bool,
+) -> list[Job]:
+    """Tracks every input; one that fails does not keep the others from their turn.
+
+    Of several that are resumed, those that are done stay as they are, and those that never began
+    begin. Each failure is told in a line on stderr.
+
+    Args:
+        strict: a video that is cut short is a failure.
+
+    Returns:
+        The jobs that succeeded.
+
+    Raises:
+        UserError: the only one failed.
+    """
+    succeeded = []
+    for job in jobs:
+        try:
+            with _resume_is_told(job):
+                _run(detector, job, _options_of(job, jobs, options), made_of, strict=strict)
+        except UserError as error:
+            if len(jobs) == 1:
+                raise
+            sys.stderr.write(f"error: {error}\n")
+        else:
+            succeeded.append(job)
+    return succeeded
+
+
+def _options_of(job: Job, jobs: Sequence[Job], options: "RunOptions") -> "RunOptions | None":
+    """None when there is nothing left to do."""
+    if not options.resumes or len(jobs) == 1 or log_file(job.output_path).exists():
+        return options
+    return None if job.is_done else replace(options, resumes=False)
+
+
+def _run(
+    detector: "VideoDetector",
+    job: Job,
+    options: "RunOptions | None",
+    made_of: Path,
+    *,
+    strict: bool,
+) -> None:
+    if options is None:
+        log.info("%s is done already", paths.display(job.text))
+        return
+    report = detector.process_video(job.text, job.output_path, options, inputs=[made_of])
+    if strict and report["truncated"]:
+        what = f"{report['frames_decoded']} of {report['frames_promised']} frames readable"
+        raise UserError(job.text, what, "replace it, or leave out --strict")
+
+
+@contextmanager
+def _resume_is_told(job: Job) -> Iterator[None]:
+    """After a signal, says how to go on, where detections were kept for that."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        if log_file(job.output_path).exists():
+            command = environment.command_line(without=("--overwrite", "--resume"))
+            log.warning("Go on with: %s --resume", command)
+        raise

@@ -1,0 +1,156 @@
+"""One input through detection and tracking to its results."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import artifacts, cli
+from common.stop_signal import StopSignal
+from phase3_tracking import output_files, pipeline, run_report
+from phase3_tracking.detection_log import DetectionLog, log_file
+from phase3_tracking.stage_clock import StageClock
+from phase3_tracking.video_outputs import VideoOutputs
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from phase3_tracking.frame_source import Frame, FrameSource
+    from phase3_tracking.object_tracker import Tracker
+    from phase3_tracking.run_options import RunOptions
+    from phase3_tracking.video_detector import VideoDetector
+
+
+class VideoRun:
+    """What `VideoDetector.process_video` does; see there."""
+
+    def __init__(
+        self,
+        detector: "VideoDetector",
+        text: str,
+        output_path: Path,
+        options: "RunOptions",
+        inputs: Sequence[Path],
+    ):
+        self._detector, self._text, self._output = detector, text, output_path
+        self._options, self._inputs = options, inputs
+        self._clock = StageClock()
+        self._stop = StopSignal()
+        self._is_closed = False  # the window, by a person
+
+    def process(self) -> dict[str, Any]:
+        """Writes everything and returns the report."""
+        from phase3_tracking.inputs import open_source
+
+        files = output_files.result_files(self._output, self._options.outputs)
+        inputs = output_files.input_files([self._text], self._inputs)
+        output_files.check_may_write(self._output, files, inputs, replace=True)
+        with self._stop:
+            source = open_source(self._text, self._options.source, should_stop=self._is_stopped)
+            with source, self._log(source) as log:
+                report = self._process(source, log)
+                if report["complete"]:
+                    log.finish()
+        run_report.tell(source.name, report)
+        self._stop.raise_received()
+        return report
+
+    def _is_stopped(self) -> bool:
+        return self._stop.received is not None
+
+    def _process(self, source: "FrameSource", log: DetectionLog) -> dict[str, Any]:
+        """Writes all files; the contents of the report."""
+        detector, options = self._detector, self._options.outputs
+        tracker = detector.new_tracker(float(source.fps))
+        with VideoOutputs(self._output, source, detector.class_names, options) as outputs:
+            with ExitStack() as stack:
+                tracked = self._tracked(source, tracker, log, stack)
+                if self._options.smooths:
+                    tracked = self._smoothed(tracked, float(source.fps))
+                for frame, tracks in tracked:
+                    self._is_closed = not outputs.take(frame, tracks, self._clock)
+                    self._clock.frame_done()
+                    if self._is_closed:
+                        break
+            is_complete = not self._is_stopped() and not self._is_closed
+            outputs.complete()
+            report = self._report(source, outputs, tracker, complete=is_complete)
+            outputs.write_report(report)
+        return report
+
+    def _report(
+        self, source: "FrameSource", outputs: VideoOutputs, tracker: "Tracker", *, complete: bool
+    ) -> dict[str, Any]:
+        detector, clock = self._detector, self._clock
+        clock.seconds["encode"] = outputs.encode_seconds
+        read = [source.path] if source.path and source.path.is_file() else []
+        return {
+            **artifacts.provenance("video_tracking", detector.device, [*read, *self._inputs]),
+            **run_report.of_video(source, outputs.writer, clock, complete=complete),
+            **run_report.of_tracks(outputs.summary(), tracker),
+            **detector.settings(tracker, smooth=self._options.smooths),
+        }
+
+    def _tracked(
+        self, source: "FrameSource", tracker: "Tracker", log: DetectionLog, stack: ExitStack
+    ) -> "Iterator[tuple[Frame, np.ndarray]]":
+        for frame, detections in self._detected(source, log, stack):
+            self._clock.skip()
+            tracks = tracker.update(detections, float(frame.time_s))
+            self._clock.lap("track")
+            yield frame, tracks
+
+    def _smoothed(
+        self, tracked: "Iterator[tuple[Frame, np.ndarray]]", frame_rate: float
+    ) -> "Iterator[tuple[Frame, np.ndarray]]":
+        """The frames once more, with smoothed tracks; after a signal those that were tracked."""
+        from phase3_tracking.inputs import open_source
+        from phase3_tracking.track_smoothing import smooth_frames
+
+        tracks_per_frame = smooth_frames([tracks for _, tracks in tracked], frame_rate)
+        with open_source(self._text, self._options.source) as again:
+            self._clock.skip()
+            yield from zip(again, tracks_per_frame, strict=False)
+            self._clock.seconds["decode"] += again.decode_seconds
+
+    def _log(self, source: "FrameSource") -> DetectionLog:
+        options = self._options.source
+        path = source.path if self._detector.may_resume and not options.latency_mode else None
+        if path is None:
+            return DetectionLog(None, {}, resumes=self._options.resumes)
+        described = {
+            "input": [path.name, path.stat().st_size, path.stat().st_mtime_ns],
+            "start": str(options.start_s),
+            "frame_skip": options.frame_skip,
+            "resize": str(options.resize),
+            "fps": str(options.fps),
+            **self._detector.detection_settings(),
+        }
+        return DetectionLog(log_file(self._output), described, resumes=self._options.resumes)
+
+    def _detected(
+        self, source: "FrameSource", log: DetectionLog, stack: ExitStack
+    ) -> "Iterator[tuple[Frame, np.ndarray]]":
+        """Every frame with its detections, in order, until a signal came; one frame at least."""
+        is_live = self._options.source.latency_mode
+        total = source.frames_expected
+        frames = cli.progress(source, total=total, label=source.name) if total else iter(source)
+
+        def detect(batch: "Sequence[Frame]") -> "list[np.ndarray]":
+            if is_live:
+                self._clock.frame_taken()
+            known = log.get([frame.index for frame in batch])
+            return self._detector.detect_for_tracking(batch) if known is None else known
+
+        size = 1 if is_live else self._detector.batch_size
+        batches = pipeline.in_batches(frames, size, self._stop)
+        # ahead of the caller by a batch or two, but in latency mode, where only the newest counts
+        workers = stack.enter_context(
+            pipeline.DetectionWorkers(
+                detect, 0 if is_live else self._detector.workers, self._detector.device
+            )
+        )
+        for batch, detections in workers.map(batches):
+            log.add([frame.index for frame in batch], detections)
+            self._clock.seconds["detect"] = workers.seconds
+            yield from zip(batch, detections, strict=True)

@@ -1,0 +1,126 @@
+"""The section about tracking: which files it takes for reports, its pictures and its counts."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from common import paths, report
+from common.reporting import tracking
+from common.reporting.blocks import Pictures, Table
+from tests.common import made_up_reports
+from tests.common.test_report import HOSTILE, Page, build_pages
+
+STATISTICS = {
+    "unique_tracks": 6,
+    "boxes": 90,
+    "mean_at_a_time": 1.5,
+    "max_at_a_time": 4,
+    "classes": [
+        {"class": "car", "unique_tracks": 4, "boxes": 70, "mean_at_a_time": 7 / 6}
+        | {"max_at_a_time": 3},
+        {"class": "person", "unique_tracks": 2, "boxes": 20, "mean_at_a_time": 1 / 3}
+        | {"max_at_a_time": 2},
+    ],
+}
+REGIONS = {
+    "lines": [
+        {"name": "gate", "net": -2, "left_to_right": {"total": 3}, "right_to_left": {"total": 5}}
+    ],
+    "zones": [
+        {"name": "yard", "entries": {"total": 4}, "exits": {"total": 3}, "occupancy": 1}
+        | {"max_occupancy": 2, "dwell_median_s": 1.25, "dwell_max_s": 9.0},
+        {"name": "empty", "entries": {"total": 0}, "exits": {"total": 0}, "occupancy": 0}
+        | {"max_occupancy": 0, "dwell_median_s": None, "dwell_max_s": None},
+    ],
+}
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    """An outputs folder that common.report reads, with a result of every kind."""
+    for name in ("MODELS", "METRICS", "VIDEOS", "DEPLOYMENT"):
+        monkeypatch.setattr(paths, name, tmp_path / name.lower())
+    made_up_reports.write_all(tmp_path, ["car", "person"])
+    return tmp_path
+
+
+def tables(**changed) -> dict[str, Table]:
+    """The tables of a newest video with these contents, by their first heading."""
+    newest, evaluation = made_up_reports.tracking(["car"])
+    older = made_up_reports.tracking(["car"])[0] | {"statistics": {}, "regions": REGIONS}
+    videos = {"street": newest | changed, "older": older}
+    blocks = tracking.section(evaluation, videos, paths.VIDEOS / "none").blocks
+    return {block.columns[0]: block for block in blocks if isinstance(block, Table)}
+
+
+def test_tracks_are_no_reports(outputs):
+    """A list, and a file too large to be read for nothing: here it is no JSON at all."""
+    videos = outputs / "videos"
+    (videos / "demo_video.coco.json").write_text("[\n]\n")
+    (videos / "demo_video.tracks.json").write_text("{")
+    (videos / "a.b.json").write_text(json.dumps(made_up_reports.tracking(["bus"])[0]))
+    assert set(report.read_inputs().videos) == {"demo_video", "a.b"}
+    Page(build_pages()[0])
+
+
+def test_the_pictures_of_the_newest_video_are_shown(outputs):
+    before = Page(build_pages()[0]).tags.count("img")
+    for suffix in (".heatmap.png", ".contact.jpg"):
+        cv2.imwrite(str(outputs / "videos" / f"demo_video{suffix}"), np.zeros((9, 16, 3), np.uint8))
+        cv2.imwrite(str(outputs / "videos" / f"older{suffix}"), np.zeros((9, 16, 3), np.uint8))
+    html, markdown = build_pages()
+    assert Page(html).tags.count("img") == before + 2
+    assert 'alt="Where objects were in demo_video, and for how long."' in html
+    assert 'alt="All through demo_video."' in html
+    assert "base64" not in markdown
+
+
+def test_an_unreadable_picture_is_left_out(outputs):
+    (outputs / "videos" / "demo_video.heatmap.png").write_text("no picture")
+    section = tracking.section(None, report.read_inputs().videos, outputs / "videos")
+    assert all(block.sources for block in section.blocks if isinstance(block, Pictures))
+    assert "for how long" not in build_pages()[0]
+
+
+def test_statistics_by_class():
+    found = tables(statistics=STATISTICS)["Class in street"]
+    assert found.columns == ("Class in street", "Tracks", "Boxes", "At a time", "At most")
+    assert found.rows == (
+        ("car", "4", "70", "1.17", "3"),
+        ("person", "2", "20", "0.33", "2"),
+        ("all together", "6", "90", "1.50", "4"),
+    )
+    one = STATISTICS | {"classes": STATISTICS["classes"][:1]}
+    assert [row[0] for row in tables(statistics=one)["Class in street"].rows] == ["car"]
+
+
+def test_counts_at_lines_and_zones():
+    found = tables(statistics=STATISTICS, regions=REGIONS)
+    assert found["Line"].rows == (("gate", "3", "5", "-2"),)
+    assert found["Zone"].rows == (
+        ("yard", "4", "3", "1", "2", "1.2", "9.0"),
+        ("empty", "0", "0", "0", "0", "–", "–"),
+    )
+
+
+def test_what_was_not_counted_has_no_table():
+    assert set(tables()) == {"Video", "Milliseconds per frame", "Scored"}
+    assert "Line" not in tables(regions={"lines": [], "zones": None}, statistics=None)
+
+
+def test_hostile_names_in_counts_are_shown_as_they_are(outputs):
+    content = made_up_reports.tracking(["car"])[0]
+    content["statistics"] = STATISTICS | {
+        "classes": [{"class": name, "unique_tracks": 1} for name in HOSTILE]
+    }
+    content["regions"] = {"lines": [{"name": name, "net": 0} for name in HOSTILE], "zones": []}
+    (outputs / "videos" / "demo_video.json").write_text(json.dumps(content))
+    html, markdown = build_pages()
+    for name in HOSTILE:
+        assert Page(html).text.count(" ".join(name.split())) >= 2
+    assert "<script" not in markdown
+    rows = [line for line in markdown.splitlines() if line.startswith("| ") and "犬" in line]
+    assert len(rows) >= 2
+    assert all(line.endswith(" |") for line in rows)

@@ -1,0 +1,169 @@
+"""The three kinds of detector behind one interface, and what each refuses."""
+
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.cli import UserError
+from common.video import VideoWriter
+from phase3_tracking import mot_files
+from phase3_tracking.backends import load_backend, of_model
+from phase3_tracking.recorded_detections import RecordedDetections
+from phase3_tracking.video_detector import VideoDetector, main
+from tests.exported_detector import CATEGORY_IDS, CLASS_NAMES, export_to
+from tests.phase3_tracking.video_files import frame, write_detections
+from tests.random_detectors import random_scene
+
+FRAMES, HEIGHT, WIDTH = 8, 120, 160
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return export_to(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="module")
+def pan(tmp_path_factory):
+    """A camera that turns slowly over a scene."""
+    path = tmp_path_factory.mktemp("pan") / "pan.mp4"
+    scene = random_scene(np.random.default_rng(5), HEIGHT, WIDTH + 2 * FRAMES)
+    with VideoWriter(path, WIDTH, HEIGHT, Fraction(10)) as writer:
+        for index in range(FRAMES):
+            writer.write(np.ascontiguousarray(scene[:, 2 * index : 2 * index + WIDTH]))
+    return path
+
+
+def run(*arguments) -> int:
+    return main([*map(str, arguments), "--quiet"])
+
+
+def widest_gap(scores: np.ndarray) -> float:
+    """A threshold that rounding cannot carry a score across."""
+    ordered = np.sort(scores[(scores > 0.3) & (scores < 0.9)])
+    at = np.argmax(np.diff(ordered))
+    assert ordered[at + 1] - ordered[at] > 0.005
+    return float(ordered[at : at + 2].mean())
+
+
+def test_an_onnx_file_gives_the_tracks_of_its_checkpoint(tmp_path, exported, pan):
+    from phase3_tracking.inputs import open_source
+
+    with open_source(pan) as source:
+        frames = [one.image_bgr for one in source]
+    detector = VideoDetector(of_model(exported.loaded, "fp32"), 0.05)
+    scores = np.concatenate([rows[:, 4] for rows in detector.detect_frames(frames)])
+    confidence = widest_gap(scores)
+    options = ("--input", pan, "--confidence", confidence, "--tracker", "iou", "--min-hits", "1")
+    more = ("--no-video", "--device", "cpu")
+    found = []
+    for name, precision in (
+        (exported.model_path, ("--precision", "fp32")),
+        (exported.onnx_path, ()),
+    ):
+        output = tmp_path / f"{name.suffix[1:]}.mp4"
+        assert run(*options, *more, *precision, "--model-path", name, "--output", output) == 0
+        found.append(mot_files.read(output.with_suffix(".mot.txt"), unique_ids=True))
+    of_checkpoint, of_onnx = found
+    assert len(of_checkpoint) >= FRAMES
+    assert set(of_checkpoint.classes.tolist()) <= set(CATEGORY_IDS)
+    assert of_onnx.frames.tolist() == of_checkpoint.frames.tolist()
+    assert of_onnx.ids.tolist() == of_checkpoint.ids.tolist()
+    assert of_onnx.classes.tolist() == of_checkpoint.classes.tolist()
+    np.testing.assert_allclose(of_onnx.boxes_xyxy, of_checkpoint.boxes_xyxy, atol=0.1)
+    np.testing.assert_allclose(of_onnx.confidences, of_checkpoint.confidences, atol=0.005)
+
+
+def test_what_an_onnx_backend_says_of_itself(exported):
+    backend = load_backend(exported.onnx_path, None, "cpu", "auto")
+    assert (backend.class_names, backend.category_ids) == (CLASS_NAMES, CATEGORY_IDS)
+    assert (backend.device, backend.file, backend.may_resume) == ("cpu", exported.onnx_path, True)
+    images = [random_scene(np.random.default_rng(seed), 96, 128) for seed in range(3)]
+    together = backend.detect(images, [0, 1, 2])
+    for image, found in zip(images, together, strict=True):
+        (alone,) = backend.detect([image], [7])
+        np.testing.assert_allclose(found.boxes_xyxy, alone.boxes_xyxy, atol=0.05)
+        np.testing.assert_array_equal(found.labels, alone.labels)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".ONNX"])
+def test_the_suffix_decides(tmp_path, exported, suffix):
+    path = shutil.copy(exported.onnx_path, tmp_path / f"model{suffix}")
+    backend = load_backend(Path(path), None, "auto", "auto")
+    assert backend.class_names == CLASS_NAMES
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "reason"),
+    [
+        ("cpu", "fp32", "--precision fp32: an ONNX file has its own"),
+        ("cpu", "bf16", "--precision bf16: an ONNX file has its own"),
+        ("mps", "auto", "--device mps: not for ONNX files – use --device auto, cuda, cpu"),
+        ("cuda:0", "auto", "--device cuda:0: not for ONNX files"),
+        ("tpu", "auto", "--device tpu: not for ONNX files"),
+    ],
+)
+def test_options_that_an_onnx_file_does_not_have(
+    tmp_path, exported, pan, capsys, device, precision, reason
+):
+    options = ("--device", device, "--precision", precision)
+    output = tmp_path / "out.mp4"
+    assert (
+        run("--input", pan, "--model-path", exported.onnx_path, "--output", output, *options) == 2
+    )
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_that_is_not_there_is_no_cpu(exported):
+    for path in (exported.onnx_path, exported.model_path):
+        with pytest.raises(UserError, match="--device cuda: "):
+            load_backend(path, None, "cuda", "auto")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text", b"\x08\x07"])
+def test_files_that_are_no_model(tmp_path, content):
+    for name in ("a.onnx", "a.pth"):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name}: "):
+            load_backend(tmp_path / name, None, "cpu", "auto")
+
+
+def test_a_checkpoint_stays_as_it_is(exported):
+    before = {key: value.clone() for key, value in exported.loaded.model.state_dict().items()}
+    backend = of_model(exported.loaded, "bf16")
+    assert (backend.precision, backend.device) == ("bfloat16", "cpu")
+    assert (backend.class_names, backend.category_ids) == (CLASS_NAMES, CATEGORY_IDS)
+    backend.detect([random_scene(np.random.default_rng(0), 96, 128)], [0])
+    after = exported.loaded.model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+# --- recorded detections ------------------------------------------------------------------------
+
+
+def test_recorded_detections_answer_by_frame(tmp_path):
+    path = tmp_path / "det.txt"
+    path.write_text("3,-1,0,0,4,4,0.5,9\n1,-1,1,2,3,4,0.25,-1\n")
+    recorded = RecordedDetections(path)
+    assert recorded.class_names == ("object", "class 9")
+    third, first, second = (recorded.of_frame(number) for number in (3, 1, 2))
+    assert (first.boxes_xyxy.tolist(), first.labels.tolist()) == ([[1, 2, 4, 6]], [1])
+    assert len(second.scores) == len(recorded.of_frame(4).scores) == 0
+    assert (third.scores.tolist(), third.labels.tolist()) == ([0.5], [2])
+
+
+def test_a_backend_of_recorded_detections_counts_frames_from_zero(tmp_path):
+    backend = load_backend(None, write_detections(tmp_path / "det.txt", label=7), "cpu", "auto")
+    assert (backend.class_names, backend.category_ids) == (("class 7",), (7,))
+    assert backend.may_resume is False
+    found = backend.detect([frame(0)] * 3, [4, 0, 11])
+    assert [one.boxes_xyxy[0, 0] for one in found] == [8, 0, 22]
+    assert backend.detect([frame(0)], [12])[0].boxes_xyxy.shape == (0, 4)

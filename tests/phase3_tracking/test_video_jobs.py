@@ -1,0 +1,153 @@
+"""Several inputs in one call."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from phase3_tracking import video_detector
+from phase3_tracking.run_options import OutputOptions
+from phase3_tracking.video_jobs import plan_jobs
+from tests.phase3_tracking.video_files import RedSquareModel, decoded, write_video
+
+
+def run(monkeypatch, *arguments, model: RedSquareModel | None = None) -> int:
+    backend = (model or RedSquareModel()).backend
+    monkeypatch.setattr(video_detector, "load_backend", lambda *options: backend)
+    return video_detector.main([*map(str, arguments)])
+
+
+def report(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_each_input_has_results_of_its_own(tmp_path, monkeypatch, capsys):
+    """Two with the same stem, of different lengths."""
+    lengths = {"a": 3, "b": 5}
+    videos = [write_video(tmp_path / name / "walk.mp4", count) for name, count in lengths.items()]
+    out = tmp_path / "out"
+    assert run(monkeypatch, "--input", *videos, "--output", out) == 0
+    for name, count in (("walk_tracked", 3), ("walk_tracked_2", 5)):
+        assert len(decoded(out / f"{name}.mp4")) == count
+        assert report(out / f"{name}.json")["frames_read"] == count
+        first = (out / f"{name}.mot.txt").read_text().splitlines()[0]
+        assert first.startswith("1,1,")  # ids begin anew
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.count("Saved ") == 2 * 8
+
+
+def test_a_bad_input_does_not_keep_the_others_from_their_turn(tmp_path, monkeypatch, capsys):
+    good = [write_video(tmp_path / f"{name}.mp4", 3) for name in "ac"]
+    (tmp_path / "b.mp4").write_text("no video")
+    (tmp_path / "d.mp4").touch()
+    out = tmp_path / "out"
+    status = run(
+        *(monkeypatch, "--input", good[0], tmp_path / "b.mp4", good[1], tmp_path / "d.mp4"),
+        *("--output", out),
+    )
+    assert status == 2
+    captured = capsys.readouterr()
+    for line, name in zip(captured.err.splitlines(), ("b.mp4", "d.mp4"), strict=True):
+        assert line.startswith(f"error: {tmp_path / name}: ")
+    assert sorted(path.name for path in out.glob("*.mp4")) == ["a_tracked.mp4", "c_tracked.mp4"]
+    assert not list(out.glob("b_*"))
+    assert "b_tracked" not in captured.out
+    assert captured.out.count("Saved ") == 2 * 8
+
+
+def test_strict_counts_as_one_failure_of_several(tmp_path, monkeypatch, capsys):
+    whole = write_video(tmp_path / "whole.mp4", 40)
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 9 // 10])
+    out = tmp_path / "out"
+    assert run(monkeypatch, "--input", cut, whole, "--output", out, "--strict", "--no-video") == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "cut.mp4: " in captured.err
+    assert report(out / "whole_tracked.json")["frames_read"] == 40
+    assert report(out / "cut_tracked.json")["truncated"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--output", "one.mp4"), "is one video, but there are 2 inputs"),
+        (("--detections", "det.txt"), "is of one video, not of 2"),
+    ],
+)
+def test_what_fits_one_input_only(tmp_path, monkeypatch, capsys, arguments, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "det.txt").touch()
+    videos = [write_video(tmp_path / f"{name}.mp4", 3) for name in "ab"]
+    before = sorted(tmp_path.iterdir())
+    assert run(monkeypatch, "--input", *videos, *arguments) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_p3_28_the_result_of_one_is_not_another_input(tmp_path, monkeypatch, capsys):
+    """`*.mp4` in the folder of earlier results."""
+    videos = [write_video(tmp_path / name, 3) for name in ("a.mp4", "a_tracked.mp4")]
+    before = [video.read_bytes() for video in videos]
+    options = ("--output", tmp_path, "--overwrite")
+    assert run(monkeypatch, "--input", *videos, *options) == 2
+    assert "a_tracked.mp4: is also an input" in capsys.readouterr().err
+    assert [video.read_bytes() for video in videos] == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a_tracked.mp4"]
+
+
+def test_p3_29_one_older_result_stops_all_before_anything_is_done(tmp_path, monkeypatch, capsys):
+    videos = [write_video(tmp_path / f"{name}.mp4", 3) for name in "ab"]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "b_tracked.csv").write_text("mine")
+    model = RedSquareModel()
+    assert run(monkeypatch, "--input", *videos, "--output", out, model=model) == 2
+    assert "b_tracked.csv: exists already" in capsys.readouterr().err
+    assert [path.read_text() for path in out.iterdir()] == ["mine"]
+    assert model.frames == []
+
+
+def test_resume_goes_on_with_the_one_that_was_stopped(tmp_path, monkeypatch, capsys):
+    """The first is done, the second in work, the third has not begun."""
+    videos = [write_video(tmp_path / f"{name}.mp4", 12) for name in "abc"]
+    out, options = tmp_path / "out", ("--batch-size", 1)
+    count = iter(range(99))
+
+    def told(number: int) -> None:
+        if next(count) == 14:  # the third of the second video
+            signal.raise_signal(signal.SIGINT)
+
+    paths = ("--input", *videos, "--output", out, *options)
+    assert run(monkeypatch, *paths, model=RedSquareModel(told)) == 130
+    assert "Go on with: " in capsys.readouterr().out
+    assert [path.name for path in out.glob("*.jsonl")] == ["b_tracked.resume.jsonl"]
+    first = (out / "a_tracked.json").read_bytes()
+    stopped_after = report(out / "b_tracked.json")["frames_read"]
+    model = RedSquareModel()
+    assert run(monkeypatch, *paths, "--resume", model=model) == 0
+    assert "a.mp4 is done already" in capsys.readouterr().out
+    assert (out / "a_tracked.json").read_bytes() == first
+    assert 3 <= stopped_after < 12
+    assert model.frames == [*range(stopped_after, 12), *range(12)]
+    for name in "bc":
+        assert report(out / f"{name}_tracked.json")["complete"] is True
+        assert len(decoded(out / f"{name}_tracked.mp4")) == 12
+    assert not list(out.glob("*.jsonl"))
+
+
+def test_a_job_is_done_when_its_own_input_was_gone_through(tmp_path, monkeypatch):
+    video, other = (write_video(tmp_path / f"{name}.mp4", 3) for name in "ab")
+    (job,) = plan_jobs([str(video)], tmp_path / "out.mp4", OutputOptions(), video, may_replace=True)
+    assert not job.is_done
+    assert run(monkeypatch, "--input", other, "--output", tmp_path / "out.mp4") == 0
+    assert not job.is_done
+    assert run(monkeypatch, "--input", video, "--output", tmp_path / "out.mp4", "--overwrite") == 0
+    assert job.is_done
+    content = report(tmp_path / "out.json") | {"complete": False}
+    (tmp_path / "out.json").write_text(json.dumps(content))
+    assert not job.is_done
