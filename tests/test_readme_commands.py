@@ -1,12 +1,33 @@
-"""The README's figures are those of the committed results, and its commands exist."""
+"""The README's figures are those of the committed results, and its commands exist; those of phase 3
+are run."""
 
+import doctest
+import importlib
+import json
+import os
 import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from benchmarks.ladder_table import default_reports, ladder_tables
 from benchmarks.readme_table import RESULTS, results_table
 from common.paths import ROOT
+from common.video import VideoWriter
+from phase3_tracking.counting import CountingOptions
+from phase3_tracking.detection_log import log_file
+from phase3_tracking.line_crossing import LineCounter
+from phase3_tracking.output_files import result_files
+from phase3_tracking.regions import Region, parse_line, place
+from phase3_tracking.run_options import OutputOptions
+from tests.exported_detector import export_to
+from tests.phase3_tracking import explained_scene
+from tests.random_detectors import random_scene
 
 GUIDES = [ROOT / "README.md", *sorted(ROOT.glob("phase*/README_*.md"))]
 
@@ -45,3 +66,146 @@ def test_links_and_pictures_of_the_guide_exist(guide):
     for target in re.findall(r"\]\(([^)#]+)\)", guide.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (guide.parent / target).exists(), target
+
+
+# --- phase 3: its commands are run, on videos of two seconds ----------------------------------
+
+PHASE3 = ROOT / "phase3_tracking" / "README_PHASE3.md"
+NEEDS_MORE = ("rtsp://", "--input 0 ", "--show", "--resume")  # a camera, a desktop, a stopped run
+CHILD = """
+import importlib, json, os, sys
+statuses = {}
+for name, arguments in json.loads(sys.stdin.read()):
+    sys.argv = [name, *arguments]
+    statuses[" ".join(sys.argv)] = importlib.import_module(name).main(arguments)
+print("STATUSES " + json.dumps(statuses))
+"""
+
+
+def phase3_commands() -> list[str]:
+    """The arguments after `python` of each command in the guide, in order."""
+    text = re.sub(r"\\\n\s*", "", PHASE3.read_text(encoding="utf-8"))
+    return re.findall(r"^python (phase3_tracking/\S+\.py[^#\n]*)", text, re.MULTILINE)
+
+
+def module_and_arguments(command: str) -> tuple[str, list[str]]:
+    script, *arguments = shlex.split(command)
+    return script.removesuffix(".py").replace("/", "."), arguments
+
+
+def test_the_guide_of_phase_3_has_commands_of_every_kind():
+    commands = phase3_commands()
+    names = {module_and_arguments(command)[0].split(".")[1] for command in commands}
+    assert names == {"video_detector", "evaluate_tracking", "explain_tracking"}
+    for option in NEEDS_MORE:
+        assert any(option in command for command in commands), option
+
+
+@pytest.mark.parametrize("command", phase3_commands())
+def test_a_parser_takes_the_command(command):
+    name, arguments = module_and_arguments(command)
+    importlib.import_module(name).build_parser().parse_args(arguments)
+
+
+@pytest.fixture
+def a_persons_folder(tmp_path):
+    """What the guide's commands name: videos, pictures, detections, ground truth, models."""
+    demo, models, deployment = (tmp_path / "outputs" / n for n in ("demo", "models", "deployment"))
+    for folder in (demo, models, deployment, tmp_path / "clips", tmp_path / "pictures"):
+        folder.mkdir(parents=True)
+    exported = export_to(tmp_path)
+    exported.model_path.rename(models / "best_model.pth")
+    exported.model_path.with_suffix(".json").rename(models / "best_model.json")
+    for file in tmp_path.glob("model.onnx*"):
+        file.rename(deployment / file.name)
+    video, detections = explained_scene.write(tmp_path)
+    video.rename(tmp_path / "street.mp4")
+    detections.rename(tmp_path / "street.det.txt")
+    picture = random_scene(np.random.default_rng(1), 120, 160)
+    for name in ("clips/a.mp4", "clips/b.mp4", "outputs/demo/demo_video.mp4"):
+        with VideoWriter(tmp_path / name, 160, 120, 10) as writer:
+            for _ in range(4):
+                writer.write(picture)
+    cv2.imwrite(str(tmp_path / "pictures" / "1.png"), picture)
+    gt = "".join(f"{frame},1,10,10,30,40,1,1,1\n" for frame in range(1, 5))
+    sequence = tmp_path / "MOT17" / "train" / "MOT17-02"
+    for file in ("outputs/demo/demo_video_gt.txt", "gt.txt", "tracked.mot.txt"):
+        (tmp_path / file).write_text(gt)
+    for file in ("gt/gt.txt", "det/det.txt"):
+        (sequence / file).parent.mkdir(parents=True)
+        (sequence / file).write_text(gt if "gt" in file else gt.replace(",1,10,", ",-1,10,"))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_commands_of_phase_3_end_well(a_persons_folder):
+    commands = [one for one in phase3_commands() if not any(more in one for more in NEEDS_MORE)]
+    assert len(commands) > 10
+    here = {"cuda": "cpu", "8000": "0", "/path/to/MOT17/train": "MOT17/train"}
+    asked = []
+    for command in commands:
+        name, arguments = module_and_arguments(command)
+        asked.append((name, [here.get(argument, argument) for argument in arguments]))
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        input=json.dumps(asked),
+        cwd=a_persons_folder,
+        env={
+            **os.environ,
+            "OUTPUTS_DIR": str(a_persons_folder / "outputs"),
+            "PYTHONPATH": str(ROOT),
+        },
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("STATUSES "), done.stderr
+    failed = {what: status for what, status in json.loads(last[9:]).items() if status}
+    assert not failed, done.stderr
+    made = a_persons_folder / "outputs"
+    assert (made / "metrics" / "tracking_explained" / "2_assignment.png").is_file()
+    assert (made / "videos" / "street_tracked.events.csv").is_file()
+    assert (a_persons_folder / "tracked_output.mp4").is_file()
+    assert {path.stem for path in (a_persons_folder / "results").glob("*.mp4")} == {
+        "street_tracked",
+        "a_tracked",
+        "b_tracked",
+    }
+
+
+def test_the_examples_of_phase_3_are_right():
+    outcome = doctest.testfile(str(PHASE3), module_relative=False)
+    assert outcome.attempted > 10
+    assert outcome.failed == 0
+
+
+def test_every_file_that_a_run_writes_is_in_the_table_of_phase_3():
+    options = OutputOptions(CountingOptions(lines=(Region("gate", ((0, 0), (1, 1))),)))
+    files = result_files(Path("NAME.mp4"), options)
+    assert len(files) > 8
+    text = PHASE3.read_text(encoding="utf-8")
+    for file in (*files, log_file(Path("NAME.mp4"))):
+        assert f"| `{file.name}` |" in text, file.name
+
+
+def directions() -> list[tuple[str, str]]:
+    """The rows of the guide's table: a line, and where `left_to_right` moves."""
+    text = PHASE3.read_text(encoding="utf-8")
+    return re.findall(r"^\| from [\w ]+, `([\d.,]+)` \| (?:to the )?(\w+) \|$", text, re.MULTILINE)
+
+
+def test_the_table_of_directions_is_whole():
+    assert sorted(way for _, way in directions()) == ["down", "left", "right", "up"]
+
+
+@pytest.mark.parametrize(("line", "way"), directions())
+def test_the_directions_of_a_line_are_as_the_guide_says(line, way):
+    x, y = {"down": (0, 1), "up": (0, -1), "left": (-1, 0), "right": (1, 0)}[way]
+    placed = place([parse_line(line)], "line", 200, 200)[0]
+    counter = LineCounter(placed, margin=2)
+    assert counter.update([7], ["car"], [(100 - 50 * x, 100 - 50 * y)]) == []
+    assert counter.update([7], ["car"], [(100 + 50 * x, 100 + 50 * y)]) == [
+        (7, "car", "left_to_right")
+    ]
