@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python benchmarks/ladder_table.py` finds common/
 
 from common import artifacts, cli
+from common.cli import UserError
 
 RESULTS = ROOT / "benchmarks" / "results"
 STAND_IN = "random_"  # how the names of reports on random weights begin
@@ -35,7 +36,11 @@ def ladder_tables(paths: Sequence[Path]) -> str:
     """Markdown, a table for every machine; each figure is read from the reports."""
     by_machine: dict[str, list[Path]] = {}
     for path in paths:
-        by_machine.setdefault(_machine(artifacts.read_json(path)["environment"]), []).append(path)
+        report = artifacts.read_json(path)
+        if "baseline" not in report or not report.get("results"):
+            remedy = "give a result of benchmark_inference.py"
+            raise UserError(path, "no inference benchmark", remedy)
+        by_machine.setdefault(_machine(report["environment"]), []).append(path)
     return "\n\n".join(f"{name}:\n\n{_table(files)}" for name, files in by_machine.items())
 
 

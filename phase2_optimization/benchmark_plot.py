@@ -33,7 +33,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     )
     try:
         draw_waterfall(axes[0], first, report)
-        draw_pareto(axes[1], first)
+        draw_pareto(axes[1], first, report["evaluated_images"])
         _draw_throughput(axes[2], rows)
         machine = report["environment"]
         width, tall = report["image_size"]
@@ -97,7 +97,7 @@ def _label(row: Row) -> str:
     return row["variant"].replace("_", " ")
 
 
-def draw_pareto(axis: Axes, rows: Sequence[Row]) -> None:
+def draw_pareto(axis: Axes, rows: Sequence[Row], images: int) -> None:
     """Speed against accuracy; the line joins those that no other beats in both."""
     points = [
         (row["throughput_img_s"], 100 * row["map"], row) for row in rows if row["map"] is not None
@@ -130,7 +130,7 @@ def draw_pareto(axis: Axes, rows: Sequence[Row]) -> None:
     )  # parts of a point should look like parts of one
     axis.set_xlim(0, 1.08 * max(x for x, _, _ in points))
     axis.set_xlabel("images per second")
-    axis.set_ylabel("mAP, points (IoU 0.50:0.95)")
+    axis.set_ylabel(f"mAP on {images} images, points (IoU 0.50:0.95)")
     axis.set_title("Speed against accuracy (hollow: invalid)")
     axis.grid(alpha=0.3)
 

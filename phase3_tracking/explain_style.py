@@ -26,8 +26,8 @@ from matplotlib.typing import LineStyleType
 
 WIDTH_INCHES, DPI = 8.0, 200
 TEXT_PT, SMALL_PT, HEADING_PT = 9, 8, 12  # 12.5, 11 and 17 pixels high when shown at 800
-BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
-VERMILION, PURPLE, GREY = "#D55E00", "#CC79A7", "#777777"
+BLUE, GREEN, ORANGE = "#0072B2", "#009E73", "#E69F00"
+VERMILION, GREY = "#D55E00", "#777777"
 MARGIN = 0.25  # around what a detail shows, as a share of its longer side
 SMALLEST_DETAIL_PX = 48.0
 NAME, POINTS = "name", "points"  # texts that may be moved, and what they must not cover

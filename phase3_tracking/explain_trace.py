@@ -15,7 +15,7 @@ from phase3_tracking import kalman_filter
 from phase3_tracking.association import Pairs
 from phase3_tracking.cmcsort_tracker import CMCSORTTracker
 from phase3_tracking.kalman_tracker import STATE, KalmanTracker
-from phase3_tracking.object_tracker import BOX, DETECTED_CONFIDENCE, ID
+from phase3_tracking.object_tracker import DETECTED_CONFIDENCE, ID
 from phase3_tracking.sort_tracker import SORTTracker
 
 NO_TRACKS = np.empty((0, 0))
@@ -138,8 +138,3 @@ def estimated_box(track: np.ndarray) -> np.ndarray:
 def strong_only(detections: np.ndarray, confidence: float) -> np.ndarray:
     """The rows of (N, 6) detections with at least this confidence."""
     return detections[detections[:, DETECTED_CONFIDENCE] >= confidence]
-
-
-def box_of(columns: np.ndarray, index: int) -> np.ndarray:
-    """(4,) xyxy of one column of detections or tracks."""
-    return columns[BOX, index]

@@ -26,6 +26,7 @@ def report(rows):
     return {
         "results": rows,
         "architecture": "demo $\\frac{",
+        "evaluated_images": 4,
         "image_size": [64, 48],
         "baseline": "eager_fp32",
         "noise": {"1": {"ratio": 1.0, "ci95": [0.97, 1.03]}},
