@@ -87,9 +87,8 @@ def benchmark_inference(
     loaded, (split,) = load_inputs(model_path, data_path, ["val"], torch.device("cpu"))
     images = timed_images(split, max(batch_sizes or [1]), image_size)
     height, width = images[0].shape[:2]
-    log.info("Timed: %s; images of %dx%d", TIMED, width, height)
     evaluated = min(max_images, len(split.records))
-    log.info("mAP on %d images%s", evaluated, "" if evaluated >= FEW_IMAGES else FEW_IMAGES_NOTE)
+    log_task(width, height, evaluated)
     report_path, picture = output / "inference_benchmark.json", output / "inference_benchmark.png"
     finished = False
     with workshop(device, data_path, names, skipped) as shop:
@@ -113,6 +112,12 @@ def benchmark_inference(
                 artifacts.write_json(report_path, report)
     show(report, picture)
     cli.finished([report_path, picture], "python phase3_tracking/video_detector.py")
+
+
+def log_task(width: int, height: int, evaluated: int) -> None:
+    """What is timed, and on how many images accuracy is measured."""
+    log.info("Timed: %s; images of %dx%d", TIMED, width, height)
+    log.info("mAP on %d images%s", evaluated, "" if evaluated >= FEW_IMAGES else FEW_IMAGES_NOTE)
 
 
 def measure(
