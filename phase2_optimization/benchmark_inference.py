@@ -87,8 +87,7 @@ def benchmark_inference(
     loaded, (split,) = load_inputs(model_path, data_path, ["val"], torch.device("cpu"))
     images = timed_images(split, max(batch_sizes or [1]), image_size)
     height, width = images[0].shape[:2]
-    evaluated = min(max_images, len(split.records))
-    log_task(width, height, evaluated)
+    evaluated = log_task(width, height, min(max_images, len(split.records)))
     report_path, picture = output / "inference_benchmark.json", output / "inference_benchmark.png"
     finished = False
     with workshop(device, data_path, names, skipped) as shop:
@@ -114,10 +113,11 @@ def benchmark_inference(
     cli.finished([report_path, picture], "python phase3_tracking/video_detector.py")
 
 
-def log_task(width: int, height: int, evaluated: int) -> None:
-    """What is timed, and on how many images accuracy is measured."""
+def log_task(width: int, height: int, evaluated: int) -> int:
+    """Tells what is timed, and on how many images accuracy is measured, which it returns."""
     log.info("Timed: %s; images of %dx%d", TIMED, width, height)
     log.info("mAP on %d images%s", evaluated, "" if evaluated >= FEW_IMAGES else FEW_IMAGES_NOTE)
+    return evaluated
 
 
 def measure(
