@@ -1,11 +1,12 @@
 """What finds the objects: a PyTorch checkpoint, an exported ONNX file, or recorded detections."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import environment, paths
+from common import cli, environment, paths
 from common.cli import UserError, log
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from common.models import Detections, LoadedModel
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+BATCH_SIZE = 4  # enough to keep a GPU busy, few enough to answer Ctrl-C soon
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,29 @@ class Backend:
     workers: int = 1
     file: Path | None = None
     may_resume: bool = True
+
+
+def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --model-path or --detections, --batch-size and --precision."""
+    group = parser.add_argument_group("detector")
+    source = group.add_mutually_exclusive_group()
+    source.add_argument(
+        "--model-path",
+        type=Path,
+        help="checkpoint or .onnx file (default: outputs/models/best_model.pth)",
+    )
+    source.add_argument(
+        "--detections", type=Path, help="MOT detection file to use instead of a model"
+    )
+    group.add_argument(
+        "--batch-size", type=cli.positive_int, default=BATCH_SIZE, help="frames for each inference"
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+        help="of the networks; boxes are computed in FP32. auto: half where the device has it",
+    )
 
 
 def load_backend(

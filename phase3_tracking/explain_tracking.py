@@ -29,9 +29,9 @@ sys.path.insert(0, str(ROOT))  # so `python phase3_tracking/explain_tracking.py`
 
 from common import artifacts, cli, paths
 from common.cli import UserError, log
-from phase3_tracking.backends import PRECISIONS, load_backend
+from phase3_tracking.backends import add_detector_arguments, load_backend
 from phase3_tracking.source_options import SourceOptions, time_position
-from phase3_tracking.video_detector import BATCH_SIZE, CONFIDENCE, VideoDetector
+from phase3_tracking.video_detector import CONFIDENCE, VideoDetector
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,7 +152,9 @@ def numbers(moments: "Moments") -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> None:
     """Checks what was asked for, loads the detector and does the work."""
-    text = args.input or _demo_video()
+    from phase3_tracking.inputs import demo_video
+
+    text = args.input or demo_video()
     backend = load_backend(args.model_path, args.detections, args.device, args.precision)
     detector = VideoDetector(backend, args.confidence, batch_size=args.batch_size)
     options = SourceOptions(start_s=args.start or Fraction(0), max_frames=args.max_frames)
@@ -160,26 +162,9 @@ def run(args: argparse.Namespace) -> None:
     explain_tracking(text, detector, options, made_of, args.output)
 
 
-def _demo_video() -> str:
-    log.info("Video: %s", paths.display(paths.DEMO_VIDEO))
-    if not paths.DEMO_VIDEO.is_file():
-        remedy = "make it with: python phase1_training/make_demo_data.py"
-        raise UserError(paths.DEMO_VIDEO, "no such file", remedy)
-    return str(paths.DEMO_VIDEO)
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("--input", help="video or folder of pictures (default: the demo video)")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--model-path",
-        type=Path,
-        help="checkpoint or .onnx file (default: outputs/models/best_model.pth)",
-    )
-    source.add_argument(
-        "--detections", type=Path, help="MOT detection file to use instead of a model"
-    )
     parser.add_argument(
         "--confidence",
         type=cli.fraction,
@@ -190,15 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--start", type=time_position, metavar="TIME", help="begin here: seconds or [HH:]MM:SS"
     )
-    parser.add_argument(
-        "--batch-size", type=cli.positive_int, default=BATCH_SIZE, help="frames for each inference"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default=PRECISIONS[0],
-        help="of the networks. auto: half where the device has it",
-    )
+    add_detector_arguments(parser)
     cli.add_common_arguments(parser, output=FOLDER, output_help="folder for the pictures")
     return parser
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from common.cli import UserError
+from common import paths
+from common.cli import UserError, log
 from phase3_tracking.frame_source import BufferedSource, Decoder, FrameSource
 from phase3_tracking.image_folder import ImageFolder, natural_order, pictures_in
 from phase3_tracking.live_source import Camera, NetworkStream
@@ -61,6 +62,19 @@ def _decoder(text: str, options: SourceOptions, stop: threading.Event) -> Decode
     if path.is_dir():
         return ImageFolder(path, fps=options.fps)
     return VideoFile(path, fps=options.fps)
+
+
+def demo_video() -> str:
+    """The video to take when none was asked for.
+
+    Raises:
+        UserError: it has not been made yet.
+    """
+    log.info("Video: %s", paths.display(paths.DEMO_VIDEO))
+    if not paths.DEMO_VIDEO.is_file():
+        remedy = "make it with: python phase1_training/make_demo_data.py"
+        raise UserError(paths.DEMO_VIDEO, "no such file", remedy)
+    return str(paths.DEMO_VIDEO)
 
 
 def expand_inputs(texts: Sequence[str]) -> list[str]:

@@ -114,6 +114,16 @@ class Tracker(ABC):
     def _match(self, detections: np.ndarray) -> Pairs:
         """Which of the detections (6, N) continue which tracks: indices of both."""
 
+    def _match_by_overlap(self, detections: np.ndarray) -> Pairs:
+        """The pairs of one class with the largest total IoU, each at least `iou_threshold`."""
+        return associate(
+            detections[BOX],
+            detections[DETECTED_CLASS],
+            self._tracks[BOX],
+            self._tracks[CLASS],
+            self.iou_threshold,
+        )
+
     def _may_start(self, detections: np.ndarray) -> np.ndarray:
         """(N,) which detections (6, N) start a track unless they continue one."""
         return np.ones(detections.shape[1], bool)
@@ -256,11 +266,4 @@ class IOUTracker(Tracker):
         super().__init__(iou_threshold, max_age, min_hits, frame_rate)
 
     def _match(self, detections: np.ndarray) -> Pairs:
-        tracks = self._tracks
-        return associate(
-            detections[BOX],
-            detections[DETECTED_CLASS],
-            tracks[BOX],
-            tracks[CLASS],
-            self.iou_threshold,
-        )
+        return self._match_by_overlap(detections)

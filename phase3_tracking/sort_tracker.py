@@ -12,9 +12,9 @@ ratio, and ids stay within a class.
 
 import numpy as np
 
-from phase3_tracking.association import Pairs, associate
+from phase3_tracking.association import Pairs
 from phase3_tracking.kalman_tracker import KalmanTracker
-from phase3_tracking.object_tracker import BOX, CLASS, DETECTED_CLASS, FRAME_RATE, HITS
+from phase3_tracking.object_tracker import FRAME_RATE, HITS
 
 
 class SORTTracker(KalmanTracker):
@@ -39,14 +39,7 @@ class SORTTracker(KalmanTracker):
         super().__init__(iou_threshold, max_age, min_hits, frame_rate)
 
     def _match(self, detections: np.ndarray) -> Pairs:
-        tracks = self._tracks
-        return associate(
-            detections[BOX],
-            detections[DETECTED_CLASS],
-            tracks[BOX],
-            tracks[CLASS],
-            self.iou_threshold,
-        )
+        return self._match_by_overlap(detections)
 
     def _advance(self, frames: float) -> None:
         super()._advance(frames)

@@ -28,9 +28,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase3_tracking/video_detector.py` finds common/
 
 from common import cli, paths
-from common.cli import UserError, log
+from common.cli import UserError
 from phase3_tracking import live_address
-from phase3_tracking.backends import PRECISIONS, Backend, load_backend, of_model
+from phase3_tracking.backends import (
+    BATCH_SIZE,
+    PRECISIONS,
+    Backend,
+    add_detector_arguments,
+    load_backend,
+    of_model,
+)
 from phase3_tracking.counting import add_counting_arguments, counting_options
 from phase3_tracking.run_options import OutputOptions, RunOptions
 from phase3_tracking.source_options import add_source_arguments, source_options
@@ -51,7 +58,6 @@ if TYPE_CHECKING:
     from phase3_tracking.object_tracker import Tracker
 
 CONFIDENCE = 0.5
-BATCH_SIZE = 4  # enough to keep a GPU busy, few enough to answer Ctrl-C soon
 
 
 class VideoDetector:
@@ -229,7 +235,7 @@ class VideoDetector:
 
 def run(args: argparse.Namespace) -> int:
     """Checks what was asked for, loads the detector and does the work; the exit status."""
-    from phase3_tracking.inputs import expand_inputs
+    from phase3_tracking.inputs import demo_video, expand_inputs
     from phase3_tracking.video_jobs import plan_jobs, run_jobs
 
     outputs = OutputOptions(
@@ -240,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--resize", "would not fit the boxes of --detections", "leave it out")
     if args.smooth and source.latency_mode:
         raise UserError("--smooth", "needs the frames to come", "leave out --latency-mode")
-    texts = expand_inputs(args.input) if args.input else [_demo_video()]
+    texts = expand_inputs(args.input) if args.input else [demo_video()]
     if args.detections and len(texts) > 1:
         raise UserError("--detections", f"is of one video, not of {len(texts)}", "give one --input")
     made_of = args.detections or args.model_path or paths.BEST_MODEL
@@ -272,14 +278,6 @@ def run(args: argparse.Namespace) -> int:
     return cli.EXIT_OK if len(done) == len(jobs) else cli.EXIT_USER_ERROR
 
 
-def _demo_video() -> str:
-    log.info("Video: %s", paths.display(paths.DEMO_VIDEO))
-    if not paths.DEMO_VIDEO.is_file():
-        remedy = "make it with: python phase1_training/make_demo_data.py"
-        raise UserError(paths.DEMO_VIDEO, "no such file", remedy)
-    return str(paths.DEMO_VIDEO)
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument(
@@ -307,25 +305,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="show the frames in a browser as they come (HOST: 127.0.0.1, this machine only)",
     )
     parser.add_argument("--show", action="store_true", help="show them in a window; q stops")
-    detector = parser.add_argument_group("detector")
-    source = detector.add_mutually_exclusive_group()
-    source.add_argument(
-        "--model-path",
-        type=Path,
-        help="checkpoint or .onnx file (default: outputs/models/best_model.pth)",
-    )
-    source.add_argument(
-        "--detections", type=Path, help="MOT detection file to use instead of a model"
-    )
-    detector.add_argument(
-        "--batch-size", type=cli.positive_int, default=BATCH_SIZE, help="frames for each inference"
-    )
-    detector.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default=PRECISIONS[0],
-        help="of the networks; boxes are computed in FP32. auto: half where the device has it",
-    )
+    add_detector_arguments(parser)
     add_tracker_arguments(parser)
     add_source_arguments(parser)
     add_counting_arguments(parser)

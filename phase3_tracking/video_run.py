@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import artifacts, cli
+from common.cli import UserError
 from common.stop_signal import StopSignal
 from phase3_tracking import output_files, pipeline, run_report
 from phase3_tracking.detection_log import DetectionLog, log_file
@@ -48,12 +49,25 @@ class VideoRun:
         with self._stop:
             source = open_source(self._text, self._options.source, should_stop=self._is_stopped)
             with source, self._log(source) as log:
+                self._check_live(source)
                 report = self._process(source, log)
                 if report["complete"]:
                     log.finish()
         run_report.tell(source.name, report)
         self._stop.raise_received()
         return report
+
+    def _check_live(self, source: "FrameSource") -> None:
+        """Smoothing reads an input twice; and without latency mode a live one may fall behind."""
+        if not source.live:
+            return
+        if self._options.smooths:
+            what = "is live, and --smooth has to read its input twice"
+            raise UserError(source.name, what, "leave out --smooth")
+        if not self._options.source.latency_mode:
+            cli.log.info(
+                "Every frame is worked on; --latency-mode keeps up with the camera instead"
+            )
 
     def _is_stopped(self) -> bool:
         return self._stop.received is not None

@@ -12,7 +12,13 @@ from typing import Any
 import av
 import numpy as np
 
+from phase3_tracking.frame_source import Frame, FrameSource
+from phase3_tracking.inputs import open_source
+from phase3_tracking.source_options import SourceOptions
+
 WIDTH, HEIGHT, STEP = 128, 72, 2
+FAST_START = {"movflags": "+faststart"}
+NOISE = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
 
 
 def picture(index: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
@@ -124,3 +130,14 @@ def rot(path: Path, name: str, first: float = 0.4, last: float = 0.6) -> Path:
     rotten = path.with_name(name)
     rotten.write_bytes(content)
     return rotten
+
+
+def read(path: Path, **options) -> tuple[list[Frame], FrameSource]:
+    with open_source(path, SourceOptions(**options)) as source:
+        return list(source), source
+
+
+def noisy_video(path: Path, count: int = 60, **more) -> Path:
+    """Much data in every frame, so that damage hits some of them."""
+    images = [np.roll(NOISE, 3 * index, axis=1) for index in range(count)]
+    return encode(path, images=images, options={"g": "10", "crf": "30"}, **more)

@@ -6,6 +6,7 @@ import pytest
 
 from phase3_tracking import mot_files
 from phase3_tracking.video_detector import main
+from phase3_tracking.video_file import VideoFile
 from tests.phase3_tracking.video_files import decoded, square_left, write_detections, write_video
 
 FRAMES = 12
@@ -53,3 +54,14 @@ def test_what_is_to_come_must_not_be_needed_live(run):
     status, _, error = run("--smooth", "--latency-mode")
     assert status == 2
     assert error == "error: --smooth: needs the frames to come – leave out --latency-mode\n"
+
+
+def test_a_live_input_does_not_come_twice(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(VideoFile, "live", True)
+    status, _, error = run("--smooth")
+    assert status == 2
+    assert error.endswith(
+        "is live, and --smooth has to read its input twice – leave out --smooth\n"
+    )
+    assert not list(tmp_path.glob("out*"))
+    assert run()[0] == 0

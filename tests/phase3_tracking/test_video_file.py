@@ -6,36 +6,23 @@ from pathlib import Path
 
 import av
 import cv2
-import numpy as np
 import pytest
 
 from common.cli import UserError
-from phase3_tracking.frame_source import Frame, FrameSource
 from phase3_tracking.inputs import open_source
-from phase3_tracking.source_options import SourceOptions
 from tests.phase3_tracking.made_videos import (
+    FAST_START,
     HEIGHT,
     WIDTH,
     add_tone,
     encode,
+    noisy_video,
     picture,
+    read,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data" / "video"
-FAST_START = {"movflags": "+faststart"}
-NOISE = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
-
-
-def read(path: Path, **options) -> tuple[list[Frame], FrameSource]:
-    with open_source(path, SourceOptions(**options)) as source:
-        return list(source), source
-
-
-def noisy_video(path: Path, count: int = 60, **more) -> Path:
-    """Much data in every frame, so that damage hits some of them."""
-    images = [np.roll(NOISE, 3 * index, axis=1) for index in range(count)]
-    return encode(path, images=images, options={"g": "10", "crf": "30"}, **more)
 
 
 def test_sound_is_announced_for_the_writer(tmp_path):
