@@ -39,7 +39,7 @@ Make = Callable[[float], Update]  # of the frame rate
 
 def ours(name: str) -> Make:
     def make(frame_rate: float) -> Update:
-        from phase3_tracking.tracker_options import build_tracker
+        from phase3_tracking.trackers.tracker_options import build_tracker
 
         tracker = build_tracker(tracker=name, confidence=0.5, frame_rate=frame_rate)
 

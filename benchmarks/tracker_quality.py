@@ -139,8 +139,8 @@ def summary(counts: "dict[str, MatchCounts]") -> dict[str, Any]:
 
 def ablations() -> dict[str, tuple[Make, list[Any]]]:
     """What is taken away -> how the tracker is made, and what is patched meanwhile."""
-    from phase3_tracking import cmcsort_tracker
-    from phase3_tracking.cmcsort_tracker import CMCSORTTracker
+    from phase3_tracking.trackers import cmcsort_tracker
+    from phase3_tracking.trackers.cmcsort_tracker import CMCSORTTracker
 
     def with_options(**options: Any) -> Make:
         return _make(lambda rate: CMCSORTTracker(frame_rate=rate, **options))
@@ -193,7 +193,7 @@ def ablation(sequences: list[TimedFrames]) -> list[dict[str, Any]]:
 
 def quality(folder: Path, peers: Sequence[str], only: str) -> dict[str, Any]:
     from common.cli import log
-    from phase3_tracking.track_smoothing import smooth
+    from phase3_tracking.trackers.track_smoothing import smooth
 
     rows = []
     arms = available(__file__, peers, only)

@@ -45,8 +45,8 @@ class Arms:
     """
 
     def __init__(self, loaded: "LoadedModel", video: Path, max_frames: int, folder: Path):
-        from phase3_tracking.inputs import open_source
-        from phase3_tracking.source_options import SourceOptions
+        from phase3_tracking.inputs.source_options import SourceOptions
+        from phase3_tracking.inputs.sources import open_source
         from phase3_tracking.video_detector import VideoDetector
 
         self.video, self.max_frames, self.folder = video, max_frames, folder
@@ -107,7 +107,7 @@ class Arms:
     # --- the stages of ours, alone -------------------------------------------------------------
 
     def decode(self) -> None:
-        from phase3_tracking.inputs import open_source
+        from phase3_tracking.inputs.sources import open_source
 
         with open_source(self.video, self.options) as source:
             for _ in source:
@@ -132,7 +132,7 @@ class Arms:
         ]
 
     def draw(self) -> "list[np.ndarray]":
-        from phase3_tracking.drawing import TrackDrawer
+        from phase3_tracking.results.drawing import TrackDrawer
 
         drawer = TrackDrawer(self.detector.class_names, self.frames[0].shape[0], float(self.fps))
         drawn = [frame.copy() for frame in self.frames]

@@ -33,8 +33,8 @@ sys.path.insert(0, str(ROOT))  # so `python phase3_tracking/evaluate_tracking.py
 
 from common import artifacts, cli, paths
 from common.cli import UserError, log
-from phase3_tracking.text_streams import TextStreams
-from phase3_tracking.tracker_options import (
+from phase3_tracking.results.text_streams import TextStreams
+from phase3_tracking.trackers.tracker_options import (
     FRAME_RATE,
     add_tracker_arguments,
     build_tracker,
@@ -273,7 +273,7 @@ def _tracked_here(
 ) -> tuple[list[Comparison], list[Path]]:
     """Runs the tracker over a detection file, or over every sequence in a folder."""
     from phase3_tracking import mot_files
-    from phase3_tracking.track_smoothing import smooth
+    from phase3_tracking.trackers.track_smoothing import smooth
 
     files: list[tuple[MotSequence, Path, Path]] = []
     if not detections.exists():
@@ -321,7 +321,7 @@ def table(result: Mapping[str, Any]) -> str:
 def csv_table(result: Mapping[str, Any]) -> str:
     """All scores as CSV, as in the report: `kind` is sequence, class, class_agnostic or combined,
     and `name` that of the sequence or class."""
-    from phase3_tracking.spreadsheet_text import as_text, csv_lines
+    from phase3_tracking.results.spreadsheet_text import as_text, csv_lines
 
     rows = [("sequence", one["name"], one) for one in result["sequences"]]
     rows += [("class", one["name"], one) for one in result["classes"]]

@@ -30,13 +30,13 @@ sys.path.insert(0, str(ROOT))  # so `python phase3_tracking/explain_tracking.py`
 from common import artifacts, cli, paths
 from common.cli import UserError, log
 from phase3_tracking.backends import add_detector_arguments, load_backend
-from phase3_tracking.source_options import SourceOptions, time_position
+from phase3_tracking.inputs.source_options import SourceOptions, time_position
 from phase3_tracking.video_detector import CONFIDENCE, VideoDetector
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from phase3_tracking.explain_chooser import Moments
+    from phase3_tracking.explain.explain_chooser import Moments
 
 FOLDER = paths.METRICS / "tracking_explained"
 NUMBERS = "explained.json"
@@ -55,9 +55,9 @@ def drawers(
     moments: "Moments", frames: "Mapping[int, np.ndarray]"
 ) -> dict[str, Callable[[Path], object]]:
     """File name -> what draws it, for all that the video shows."""
-    from phase3_tracking import explain_motion_pictures as motion
-    from phase3_tracking import explain_pictures as pictures
-    from phase3_tracking.explain_weak_picture import draw_weak
+    from phase3_tracking.explain import explain_motion_pictures as motion
+    from phase3_tracking.explain import explain_pictures as pictures
+    from phase3_tracking.explain.explain_weak_picture import draw_weak
 
     drawn = {
         IOU: moments.overlap and partial(pictures.draw_overlap, moments.overlap, frames),
@@ -84,7 +84,11 @@ def explain_tracking(
     Raises:
         UserError: the input cannot be read or shows nothing to explain.
     """
-    from phase3_tracking.explain_chooser import choose_moments, numbers_of_frames, read_frames
+    from phase3_tracking.explain.explain_chooser import (
+        choose_moments,
+        numbers_of_frames,
+        read_frames,
+    )
 
     inputs = [path for path in (Path(text), source_file) if path.is_file()]
     _refuse_inputs(output, [Path(text), *inputs])
@@ -136,7 +140,7 @@ def _refuse_inputs(output: Path, inputs: Sequence[Path]) -> None:
 
 def numbers(moments: "Moments") -> dict[str, Any]:
     """What the pictures show, for explained.json; null where there is none."""
-    from phase3_tracking import explain_numbers as of
+    from phase3_tracking.explain import explain_numbers as of
 
     return {
         "iou": of.overlap(moments.overlap) if moments.overlap else None,
@@ -152,7 +156,7 @@ def numbers(moments: "Moments") -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> None:
     """Checks what was asked for, loads the detector and does the work."""
-    from phase3_tracking.inputs import demo_video
+    from phase3_tracking.inputs.sources import demo_video
 
     text = args.input or demo_video()
     backend = load_backend(args.model_path, args.detections, args.device, args.precision)

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from phase3_tracking.association import Pairs, associate
+from phase3_tracking.trackers.association import Pairs, associate
 
 FRAME_RATE = 30.0
 FARTHEST_PX, SMALLEST_PX = 1e9, 1e-6  # of coordinates and of sides: between them no sum is lost

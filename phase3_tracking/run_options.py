@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from phase3_tracking.counting import CountingOptions
-from phase3_tracking.source_options import SourceOptions
+from phase3_tracking.counting.counting import CountingOptions
+from phase3_tracking.inputs.source_options import SourceOptions
 
 if TYPE_CHECKING:
-    from phase3_tracking.display_window import DisplayWindow
-    from phase3_tracking.live_view import LiveView
+    from phase3_tracking.live.display_window import DisplayWindow
+    from phase3_tracking.live.live_view import LiveView
 
 
 @dataclass(frozen=True)

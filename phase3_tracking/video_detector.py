@@ -29,7 +29,6 @@ sys.path.insert(0, str(ROOT))  # so `python phase3_tracking/video_detector.py` f
 
 from common import cli, paths
 from common.cli import UserError
-from phase3_tracking import live_address
 from phase3_tracking.backends import (
     BATCH_SIZE,
     PRECISIONS,
@@ -38,10 +37,11 @@ from phase3_tracking.backends import (
     load_backend,
     of_model,
 )
-from phase3_tracking.counting import add_counting_arguments, counting_options
+from phase3_tracking.counting.counting import add_counting_arguments, counting_options
+from phase3_tracking.inputs.source_options import add_source_arguments, source_options
+from phase3_tracking.live import live_address
 from phase3_tracking.run_options import OutputOptions, RunOptions
-from phase3_tracking.source_options import add_source_arguments, source_options
-from phase3_tracking.tracker_options import (
+from phase3_tracking.trackers.tracker_options import (
     FRAME_RATE,
     TRACKERS,
     add_tracker_arguments,
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from common.models import LoadedModel
-    from phase3_tracking.frame_source import Frame
+    from phase3_tracking.inputs.frame_source import Frame
     from phase3_tracking.object_tracker import Tracker
 
 CONFIDENCE = 0.5
@@ -235,7 +235,7 @@ class VideoDetector:
 
 def run(args: argparse.Namespace) -> int:
     """Checks what was asked for, loads the detector and does the work; the exit status."""
-    from phase3_tracking.inputs import demo_video, expand_inputs
+    from phase3_tracking.inputs.sources import demo_video, expand_inputs
     from phase3_tracking.video_jobs import plan_jobs, run_jobs
 
     outputs = OutputOptions(
@@ -262,12 +262,12 @@ def run(args: argparse.Namespace) -> int:
     )
     with ExitStack() as stack:
         if args.live is not None:
-            from phase3_tracking.live_view import LiveView
+            from phase3_tracking.live.live_view import LiveView
 
             view = LiveView(args.live.host, args.live.port, title=texts[0])
             outputs = replace(outputs, live=stack.enter_context(view))
         if args.show:
-            from phase3_tracking.display_window import DisplayWindow
+            from phase3_tracking.live.display_window import DisplayWindow
 
             outputs = replace(outputs, window=stack.enter_context(DisplayWindow(texts[0])))
         options = RunOptions(source, outputs, resumes=args.resume, smooths=args.smooth)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from common import artifacts, environment, paths
 from common.cli import Terminated, UserError, log
-from phase3_tracking import output_files
 from phase3_tracking.detection_log import log_file
+from phase3_tracking.results import output_files
 
 if TYPE_CHECKING:
     from phase3_tracking.run_options import OutputOptions, RunOptions

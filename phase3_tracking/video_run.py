@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 from common import artifacts, cli
 from common.cli import UserError
 from common.stop_signal import StopSignal
-from phase3_tracking import output_files, pipeline, run_report
+from phase3_tracking import pipeline
 from phase3_tracking.detection_log import DetectionLog, log_file
+from phase3_tracking.results import output_files, run_report
+from phase3_tracking.results.video_outputs import VideoOutputs
 from phase3_tracking.stage_clock import StageClock
-from phase3_tracking.video_outputs import VideoOutputs
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from phase3_tracking.frame_source import Frame, FrameSource
+    from phase3_tracking.inputs.frame_source import Frame, FrameSource
     from phase3_tracking.object_tracker import Tracker
     from phase3_tracking.run_options import RunOptions
     from phase3_tracking.video_detector import VideoDetector
@@ -41,7 +42,7 @@ class VideoRun:
 
     def process(self) -> dict[str, Any]:
         """Writes everything and returns the report."""
-        from phase3_tracking.inputs import open_source
+        from phase3_tracking.inputs.sources import open_source
 
         files = output_files.result_files(self._output, self._options.outputs)
         inputs = output_files.input_files([self._text], self._inputs)
@@ -118,8 +119,8 @@ class VideoRun:
         self, tracked: "Iterator[tuple[Frame, np.ndarray]]", frame_rate: float
     ) -> "Iterator[tuple[Frame, np.ndarray]]":
         """The frames once more, with smoothed tracks; after a signal those that were tracked."""
-        from phase3_tracking.inputs import open_source
-        from phase3_tracking.track_smoothing import smooth_frames
+        from phase3_tracking.inputs.sources import open_source
+        from phase3_tracking.trackers.track_smoothing import smooth_frames
 
         tracks_per_frame = smooth_frames([tracks for _, tracks in tracked], frame_rate)
         with open_source(self._text, self._options.source) as again:

@@ -19,11 +19,11 @@ from benchmarks.ladder_table import default_reports, ladder_tables
 from benchmarks.readme_table import RESULTS, results_table
 from common.paths import ROOT
 from common.video import VideoWriter
-from phase3_tracking.counting import CountingOptions
+from phase3_tracking.counting.counting import CountingOptions
+from phase3_tracking.counting.line_crossing import LineCounter
+from phase3_tracking.counting.regions import Region, parse_line, place
 from phase3_tracking.detection_log import log_file
-from phase3_tracking.line_crossing import LineCounter
-from phase3_tracking.output_files import result_files
-from phase3_tracking.regions import Region, parse_line, place
+from phase3_tracking.results.output_files import result_files
 from phase3_tracking.run_options import OutputOptions
 from tests.exported_detector import export_to
 from tests.phase3_tracking import explained_scene

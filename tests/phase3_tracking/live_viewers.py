@@ -9,7 +9,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from phase3_tracking.live_view import LiveView
+from phase3_tracking.live.live_view import LiveView
 
 TIMEOUT_S = 20.0
 

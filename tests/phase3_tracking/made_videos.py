@@ -12,9 +12,9 @@ from typing import Any
 import av
 import numpy as np
 
-from phase3_tracking.frame_source import Frame, FrameSource
-from phase3_tracking.inputs import open_source
-from phase3_tracking.source_options import SourceOptions
+from phase3_tracking.inputs.frame_source import Frame, FrameSource
+from phase3_tracking.inputs.source_options import SourceOptions
+from phase3_tracking.inputs.sources import open_source
 
 WIDTH, HEIGHT, STEP = 128, 72, 2
 FAST_START = {"movflags": "+faststart"}

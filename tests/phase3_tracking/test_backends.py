@@ -50,7 +50,7 @@ def widest_gap(scores: np.ndarray) -> float:
 
 
 def test_an_onnx_file_gives_the_tracks_of_its_checkpoint(tmp_path, exported, pan):
-    from phase3_tracking.inputs import open_source
+    from phase3_tracking.inputs.sources import open_source
 
     with open_source(pan) as source:
         frames = [one.image_bgr for one in source]

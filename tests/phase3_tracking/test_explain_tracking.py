@@ -163,7 +163,7 @@ def test_the_folder_of_the_pictures_is_no_output(tmp_path, capsys):
 
 
 def test_a_live_input_cannot_be_read_twice(tmp_path, capsys, monkeypatch):
-    from phase3_tracking import explain_chooser
+    from phase3_tracking.explain import explain_chooser
 
     class Live:
         live, name = True, "camera 0"

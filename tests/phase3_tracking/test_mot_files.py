@@ -5,7 +5,7 @@ import pytest
 
 from common.cli import UserError
 from phase3_tracking import mot_files
-from phase3_tracking.track_formats import MotFormat
+from phase3_tracking.results.track_formats import MotFormat
 
 
 def written(folder, text: str | bytes):

@@ -16,7 +16,7 @@ from phase3_tracking.mot_metrics import (
     without_distractors,
 )
 from phase3_tracking.object_tracker import IOUTracker
-from phase3_tracking.track_formats import MotFormat
+from phase3_tracking.results.track_formats import MotFormat
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"

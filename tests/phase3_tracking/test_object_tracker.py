@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phase3_tracking.object_tracker import ID, IOUTracker, Tracker
-from phase3_tracking.tracker_options import TRACKERS, build_tracker
+from phase3_tracking.trackers.tracker_options import TRACKERS, build_tracker
 
 each_tracker = pytest.mark.parametrize("name", TRACKERS)
 

@@ -219,7 +219,7 @@ def test_nothing_to_resume_is_told_in_one_line(tmp_path, monkeypatch, capsys, st
 @pytest.mark.parametrize("options", [(), ("--no-video",), ("--smooth",)])
 def test_p3_34_a_signal_before_the_first_frame_leaves_a_result(tmp_path, monkeypatch, options):
     """One batch is the least, as a video needs a frame."""
-    from phase3_tracking import inputs
+    from phase3_tracking.inputs import sources as inputs
 
     def opened(*arguments, **more):
         signal.raise_signal(signal.SIGTERM)

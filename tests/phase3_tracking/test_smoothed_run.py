@@ -5,8 +5,8 @@ import json
 import pytest
 
 from phase3_tracking import mot_files
+from phase3_tracking.inputs.video_file import VideoFile
 from phase3_tracking.video_detector import main
-from phase3_tracking.video_file import VideoFile
 from tests.phase3_tracking.video_files import decoded, square_left, write_detections, write_video
 
 FRAMES = 12

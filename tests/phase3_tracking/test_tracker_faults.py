@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phase3_tracking import association, kalman_filter
-from phase3_tracking.kalman_tracker import STATE, KalmanTracker
 from phase3_tracking.object_tracker import ID, Tracker
-from phase3_tracking.tracker_options import TRACKERS, build_tracker
+from phase3_tracking.trackers import association, kalman_filter
+from phase3_tracking.trackers.kalman_tracker import STATE, KalmanTracker
+from phase3_tracking.trackers.tracker_options import TRACKERS, build_tracker
 
 FRAMES = int(os.environ.get("LONG_RUN_FRAMES", "1500"))
 MANY = 10_000

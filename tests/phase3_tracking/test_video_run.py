@@ -16,8 +16,8 @@ from common.cli import UserError
 from common.models import Detections
 from phase3_tracking import mot_files
 from phase3_tracking.backends import Backend
+from phase3_tracking.inputs.source_options import SourceOptions
 from phase3_tracking.run_options import OutputOptions, RunOptions
-from phase3_tracking.source_options import SourceOptions
 from phase3_tracking.video_detector import VideoDetector, main
 from tests.phase3_tracking import made_videos
 from tests.phase3_tracking.video_files import (
@@ -155,7 +155,7 @@ def test_boxes_of_resized_frames_are_in_their_pixels(tmp_path, video):
 
 
 def made_resize(width: int, height: int):
-    from phase3_tracking.source_options import Resize
+    from phase3_tracking.inputs.source_options import Resize
 
     return Resize(width, height)
 

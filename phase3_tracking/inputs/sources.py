@@ -1,0 +1,141 @@
+"""What a text given to --input stands for: a file, a folder, a camera or an address.
+
+for text in expand_inputs(["street.mp4", "clips/*.mp4", "pictures/", "0"]):
+    with open_source(text, SourceOptions(frame_skip=2)) as source:
+        ...
+"""
+
+import glob
+import re
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from common import paths
+from common.cli import UserError, log
+from phase3_tracking.inputs.frame_source import BufferedSource, Decoder, FrameSource
+from phase3_tracking.inputs.image_folder import ImageFolder, natural_order, pictures_in
+from phase3_tracking.inputs.live_source import Camera, NetworkStream
+from phase3_tracking.inputs.source_options import SourceOptions
+from phase3_tracking.inputs.video_file import VideoFile
+
+VIDEO_SUFFIXES = {
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts",
+    ".wmv", ".flv", ".ogv", ".3gp", ".mxf", ".h264", ".264", ".h265", ".265", ".hevc",
+}  # fmt: skip
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+NETWORK_ADDRESS = re.compile(r"(rtsps?|https?)://", re.IGNORECASE)
+
+
+def open_source(
+    text: str | Path,
+    options: SourceOptions | None = None,
+    *,
+    should_stop: Callable[[], bool] | None = None,
+) -> FrameSource:
+    """Opens a video file, a folder of pictures, a camera ("0") or an rtsp://, http(s):// address.
+
+    Args:
+        should_stop: asked while no frame comes; True ends the iteration.
+
+    Raises:
+        UserError: naming the input, when it cannot be read or has no frame to give.
+    """
+    options, stop = options or SourceOptions(), threading.Event()
+    decoder = _decoder(str(text), options, stop)
+    return BufferedSource(decoder, options, should_stop=should_stop, stop=stop)
+
+
+def _decoder(text: str, options: SourceOptions, stop: threading.Event) -> Decoder:
+    if _is_camera(text):
+        return Camera(int(text), fps=options.fps, stop=stop)
+    if NETWORK_ADDRESS.match(text):
+        return NetworkStream(text, fps=options.fps, limits=options.network, stop=stop)
+    if not text.strip():
+        raise UserError("--input", "is empty", "give a video file")
+    if "\0" in text:
+        raise UserError("--input", "holds a NUL byte, which no path has", "give a video file")
+    path = Path(text)
+    if ADDRESS.match(text) and not path.exists():
+        raise UserError(text, "no address of a known kind", "give rtsp://, http:// or https://")
+    if path.is_dir():
+        return ImageFolder(path, fps=options.fps)
+    return VideoFile(path, fps=options.fps)
+
+
+def demo_video() -> str:
+    """The video to take when none was asked for.
+
+    Raises:
+        UserError: it has not been made yet.
+    """
+    log.info("Video: %s", paths.display(paths.DEMO_VIDEO))
+    if not paths.DEMO_VIDEO.is_file():
+        remedy = "make it with: python phase1_training/make_demo_data.py"
+        raise UserError(paths.DEMO_VIDEO, "no such file", remedy)
+    return str(paths.DEMO_VIDEO)
+
+
+def expand_inputs(texts: Sequence[str]) -> list[str]:
+    """Replaces patterns (`clips/*.mp4`) and folders of videos by what is in them.
+
+    Files come in the natural order of their names, each input once. Folders of pictures, cameras
+    and addresses stay as they are, and so does a path that does not exist.
+
+    Raises:
+        UserError: a pattern that nothing matches, or a folder with neither videos nor pictures,
+            or with both.
+    """
+    found: dict[str, None] = {}
+    for text in texts:
+        for one in _expanded(text):
+            found[one] = None
+    return list(found)
+
+
+def _expanded(text: str) -> list[str]:
+    if _is_camera(text) or ADDRESS.match(text) or not text or "\0" in text:
+        return [text]
+    path = Path(text)
+    if path.is_dir():
+        return _of_folder(path)
+    if not path.exists() and glob.has_magic(text):
+        matches = sorted(glob.glob(text), key=natural_order)
+        if not matches:
+            raise UserError(text, "nothing matches this pattern", "check the path")
+        return [one for match in matches for one in _expanded(match)]
+    return [text]
+
+
+def _of_folder(folder: Path) -> list[str]:
+    """The videos in it, or the folder itself when it holds pictures."""
+    pictures = pictures_in(folder)
+    videos = [
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in VIDEO_SUFFIXES and not file.name.startswith(".")
+    ]
+    if pictures and videos:
+        what = f"holds {len(videos)} videos and {len(pictures)} pictures"
+        raise UserError(folder, what, "give a pattern such as FOLDER/*.mp4, or separate them")
+    if not pictures and not videos:
+        raise UserError(folder, "holds neither videos nor pictures", "give another folder")
+    return [str(file) for file in sorted(videos, key=natural_order)] or [str(folder)]
+
+
+def output_stem(text: str) -> str:
+    """A file name, without suffix, for the results of an input."""
+    if _is_camera(text):
+        return f"camera_{int(text)}"
+    if ADDRESS.match(text):
+        parts = urlsplit(text)
+        path = Path(parts.path)
+        plain = f"{parts.hostname or ''}{path.with_suffix('') if path.name else ''}"
+        return re.sub(r"[^\w.-]+", "_", plain).strip("_.") or "stream"
+    path = Path(text).resolve()
+    return path.name if path.is_dir() else path.stem
+
+
+def _is_camera(text: str) -> bool:
+    return text.isascii() and text.isdecimal()

@@ -1,0 +1,87 @@
+"""What a video run reports: its numbers, and the lines that tell them."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from common import paths
+from common.cli import log
+from phase3_tracking.stage_clock import StageClock
+
+if TYPE_CHECKING:
+    from common.video import VideoWriter
+    from phase3_tracking.inputs.frame_source import FrameSource
+    from phase3_tracking.object_tracker import Tracker
+
+
+def of_video(
+    source: "FrameSource", writer: "VideoWriter | None", clock: StageClock, *, complete: bool
+) -> dict[str, Any]:
+    """How much of the input was processed, and how fast; to be called when the files are written.
+
+    Args:
+        complete: nobody stopped the run.
+    """
+    clock.seconds["decode"] += source.decode_seconds
+    return {
+        "frames_read": source.frames_read,
+        "frames_written": writer.frames_written if writer else 0,
+        "frames_decoded": source.frames_decoded,
+        "frames_promised": source.frames_promised,
+        "frames_dropped": source.frames_dropped,
+        "truncated": source.truncated,
+        "complete": complete,
+        "notes": [*source.notes, *(writer.notes if writer else [])],
+        "fps_end_to_end": clock.mean_fps(),
+        "stage_ms": clock.stage_ms(),
+        "latency_ms": clock.latency_ms(),
+        "video": {
+            "name": paths.display(source.path) if source.path else source.name,
+            "width": source.width,
+            "height": source.height,
+            "fps": float(source.fps),
+            "source_fps": float(source.source_fps),
+            "audio": writer.audio_kept if writer else None,
+        },
+    }
+
+
+def of_tracks(counted: Mapping[str, Any], tracker: "Tracker") -> dict[str, Any]:
+    """How many tracks there are, and everything else that was counted.
+
+    Returns:
+        `tracks`, `class_counts` (class name -> tracks, most first), `dropped_detections`, and the
+        contents of `counted`.
+    """
+    statistics = counted["statistics"]
+    return {
+        "tracks": statistics["unique_tracks"],
+        "class_counts": {
+            one["class"]: one["unique_tracks"]
+            for one in statistics["classes"]
+            if one["unique_tracks"]
+        },
+        "dropped_detections": tracker.dropped_detections,
+        **counted,
+    }
+
+
+def tell(name: str, report: Mapping[str, Any]) -> None:
+    """Logs the outcome in a few lines."""
+    read = report["frames_read"]
+    if report["truncated"]:
+        text = "%s is cut short: %d of %d frames readable"
+        log.warning(text, name, report["frames_decoded"], report["frames_promised"])
+    for note in report["notes"]:
+        log.warning("%s: %s", name, note)
+    if report["dropped_detections"]:
+        text = "%d detections without an area or with values that are not finite were left out"
+        log.warning(text, report["dropped_detections"])
+    if not report["complete"]:
+        log.warning("Stopped after %d frames; what was done by then is saved", read)
+    of_classes = ", ".join(f"{name} {count}" for name, count in report["class_counts"].items())
+    log.info("%d frames, %d tracks%s", read, report["tracks"], of_classes and f" ({of_classes})")
+    stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in report["stage_ms"].items())
+    log.info("%.1f FPS end to end; ms per frame: %s", report["fps_end_to_end"], stages)
+    if report["latency_ms"]:
+        text = "Latency of a frame, taken to shown: p50 %.1f, p90 %.1f, p99 %.1f ms"
+        log.info(text, *report["latency_ms"].values())

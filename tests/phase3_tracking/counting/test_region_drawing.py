@@ -1,0 +1,109 @@
+"""draw_regions: lines, zones and counts are visible on any frame, and nothing makes it fail."""
+
+import numpy as np
+import pytest
+
+from phase3_tracking.counting.line_crossing import LineCounter
+from phase3_tracking.counting.region_drawing import draw_regions
+from phase3_tracking.counting.regions import Region
+from phase3_tracking.counting.zones import ZoneCounter
+
+FULL_HD = (1080, 1920)
+
+
+def line(*points, name="gate", crossings=0) -> LineCounter:
+    counter = LineCounter(Region(name, points), 2.0)
+    counter.counts["left_to_right", "car"] = crossings
+    return counter
+
+
+def zone(*points, name="yard") -> ZoneCounter:
+    return ZoneCounter(Region(name, points), 2.0, 0.1)
+
+
+def drawn(lines=(), zones=(), *, size=FULL_HD, grey=120) -> np.ndarray:
+    image = np.full((*size, 3), grey, np.uint8)
+    draw_regions(image, lines, zones)
+    return image
+
+
+def test_nothing_to_draw_changes_nothing():
+    assert (drawn() == 120).all()
+
+
+@pytest.mark.parametrize("grey", [0, 120, 255])
+@pytest.mark.parametrize("size", [(360, 640), FULL_HD, (2160, 3840)])
+def test_a_line_shows_on_any_background(grey, size):
+    height, width = size
+    image = drawn([line((width * 0.2, height * 0.5), (width * 0.8, height * 0.5))], size=size)
+    across = image[height // 2 - 12 : height // 2 + 12, int(width * 0.7), 0]
+    assert across.max() > 200
+    assert across.min() < 30
+
+
+def test_the_arrow_is_on_the_right_of_the_way():
+    """A level line drawn to the right has its right below, see line_crossing."""
+    changed = (drawn([line((400, 500), (1500, 500))]) != 120).any(axis=2)
+    assert changed[530, 930:970].any()
+    assert not changed[470, 930:970].any()
+    changed = (drawn([line((1500, 500), (400, 500))]) != 120).any(axis=2)
+    assert changed[470, 930:970].any()
+    assert not changed[530, 930:970].any()
+
+
+def test_counts_are_shown():
+    few, many = (drawn([line((400, 500), (1500, 500), crossings=n)]) for n in (1, 8))
+    assert (few != many).any()
+
+
+def test_a_zone_is_brighter_inside_and_outlined():
+    image = drawn(zones=[zone((400, 300), (1200, 300), (1200, 800), (400, 800))])
+    assert image[600, 800].tolist() == [round(0.85 * 120 + 0.15 * 255)] * 3
+    assert image[600, 1300].tolist() == [120] * 3
+    assert image[600, 395:405, 0].max() == 255
+
+
+def test_the_hollow_of_a_zone_stays_as_it_is():
+    hollow = zone((100, 100), (900, 100), (900, 900), (500, 200), (100, 900))
+    assert drawn(zones=[hollow])[800, 500].tolist() == [120] * 3
+
+
+def black(image: np.ndarray) -> int:
+    return int((image == 0).all(axis=2).sum())
+
+
+def test_labels_keep_off_each_other_and_off_the_status_line():
+    gate = line((0, 35), (1919, 35))
+    image = drawn([gate])
+    assert black(image[:20, :300]) == 0  # there TrackDrawer writes the status
+    one = black(drawn([line((600, 500), (1500, 500), name="a")]))
+    both = [line((600, 500), (1500, 500), name=name) for name in ("a", "b")]
+    assert black(drawn(both)) > 1.3 * one
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        ((0, 0), (10, 0)),
+        ((1919, 0), (1920, 5)),
+        ((1910, 1080), (1920, 1080)),
+        ((0, 1080), (0, 1000)),
+    ],
+)
+def test_labels_stay_inside_the_frame(points):
+    middle = drawn([line((900, 500), (910, 500))])
+    assert black(drawn([line(*points)])) >= 0.85 * black(middle)
+
+
+@pytest.mark.parametrize(
+    "name", ["日本語", "🚲", "x" * 500, "$\\frac{1}{2}$", "", "a\nb", "\ud800"]
+)
+def test_p3_54_any_name_can_be_drawn(name):
+    drawn([line((100, 100), (500, 500), name=name)], [zone((0, 0), (9, 0), (9, 9), name=name)])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 16), (16, 2), (16, 16)])
+def test_tiny_frames(size):
+    height, width = size
+    corners = ((0, 0), (width, 0), (width, height))
+    drawn([line((0, 0), (width, height))], [zone(*corners)], size=size)

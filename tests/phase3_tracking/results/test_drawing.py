@@ -1,0 +1,152 @@
+"""TrackDrawer: what appears, where it appears, and that nothing makes it fail."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from common import paths
+from phase3_tracking.results.drawing import (
+    PALETTE_BGR,
+    TrackDrawer,
+    color_of,
+    drawable,
+    text_color_on,
+)
+
+
+def track(x1, y1, x2, y2, track_id=1, class_id=1, confidence=0.9):
+    return [x1, y1, x2, y2, track_id, class_id, confidence]
+
+
+def drawn(tracks: list, *, height=200, width=300, names=None, frames=1, status="frame 1"):
+    drawer = TrackDrawer(names or {1: "person"}, height, 10)
+    for _ in range(frames):
+        image = np.full((height, width, 3), 127, np.uint8)
+        drawer.draw(image, np.array(tracks, float).reshape(-1, 7), status)
+    return image
+
+
+def changed(image: np.ndarray) -> np.ndarray:
+    return (image != 127).any(axis=2)
+
+
+def test_box_has_the_color_of_the_track():
+    image = drawn([track(100, 100, 160, 180, track_id=9)])
+    assert image[140, 100].tolist() == list(color_of(9))
+    assert image[140, 130].tolist() == [127] * 3  # the object itself stays visible
+
+
+def test_colors_are_stable_and_differ_for_neighbours():
+    assert color_of(3) == color_of(3 + len(PALETTE_BGR))
+    assert len({color_of(number) for number in range(len(PALETTE_BGR))}) == len(PALETTE_BGR)
+
+
+@pytest.mark.parametrize("color", PALETTE_BGR)
+def test_text_contrasts_with_every_color(color):
+    def luminance(bgr):  # WCAG 2.1
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+            for c in (value / 255 for value in bgr)
+        ]
+        return 0.0722 * linear[0] + 0.7152 * linear[1] + 0.2126 * linear[2]
+
+    lighter, darker = sorted((luminance(color), luminance(text_color_on(color))), reverse=True)
+    assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+
+
+@pytest.mark.parametrize(
+    "corner", [(0, 0, 20, 20), (280, 0, 300, 20), (0, 180, 20, 200), (280, 180, 300, 200)]
+)
+def test_labels_stay_inside_the_frame(corner):
+    # A label cut off by the frame would cover less than the same label in the middle.
+    blank = changed(drawn([])).sum()
+    middle = changed(drawn([track(140, 90, 160, 110)])).sum() - blank
+    at_edge = changed(drawn([track(*corner)])).sum() - blank
+    assert at_edge >= 0.9 * middle
+
+
+def test_labels_keep_off_each_other():
+    one = changed(drawn([track(100, 100, 140, 150)])).sum()
+    labels = [track(100, 100, 140, 150, track_id=number) for number in (1, 8)]  # same color
+    assert changed(drawn(labels)).sum() > 1.15 * one
+
+
+def test_trail_follows_the_bottom_and_is_broken_where_the_object_was_not_seen():
+    drawer = TrackDrawer({}, 200, 10)
+    for x in (20, 40, None, 120, 140):
+        image = np.full((200, 300, 3), 127, np.uint8)
+        tracks = [] if x is None else [track(x, 80, x + 20, 100)]
+        drawer.draw(image, np.array(tracks, float).reshape(-1, 7), "")
+    row = changed(image)[100]
+    assert row[35:45].all()  # from 30 to 50
+    assert not row[60:120].any()  # the gap
+    assert row[135:145].all()
+
+
+def test_trail_ends_after_two_seconds_and_is_forgotten():
+    drawer = TrackDrawer({}, 200, 10)
+    for number in range(50):
+        tracks = [] if number else [track(20, 80, 40, 100)]
+        image = np.full((200, 300, 3), 127, np.uint8)
+        drawer.draw(image, np.array(tracks, float).reshape(-1, 7), "")
+    assert not drawer._trails
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        track(-50, -60, 20, 30),
+        track(-1e20, -1e20, 1e20, 1e20),
+        track(290, 190, 500, 700),
+        track(1000, 1000, 1100, 1100),
+        track(10.4, 10.6, 10.7, 10.8),
+    ],
+)
+def test_any_box_can_be_drawn(row):
+    assert drawn([row]).shape == (200, 300, 3)
+
+
+@pytest.mark.parametrize("name", ["日本語", "🚲", "x" * 500, "$\\frac{1}{2}$", "", "a\nb"])
+def test_p3_54_any_class_name_can_be_drawn(name):
+    drawn([track(100, 100, 150, 150)], names={1: name})
+
+
+DRAW_SURROGATES = r"""
+import numpy as np
+from phase3_tracking.results.drawing import TrackDrawer
+names = {1: "\ud83d", 2: "a\udcffb", 3: "\udfff" * 3, 4: "half \ud800"}
+tracks = np.array([[20 * n, 40, 20 * n + 15, 80, n, n, 0.5] for n in names], float)
+image = np.full((200, 300, 3), 127, np.uint8)
+TrackDrawer(names, 200, 10).draw(image, tracks, "status")
+print((image != 127).any())
+"""
+
+
+def test_p3_54_half_a_surrogate_pair_can_be_drawn():
+    """In a child: OpenCV answers one with a segmentation fault."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRAW_SURROGATES], cwd=paths.ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_a_name_is_drawn_on_one_line():
+    assert drawable("  a\n b\tc ") == "a b c"
+    assert drawable("é日\ud800🚲") == "é日?🚲"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 16), (16, 2), (16, 16)])
+def test_tiny_frames(size):
+    drawn([track(0, 0, 5, 5)], height=size[0], width=size[1])
+
+
+def test_classes_without_a_name():
+    drawn([track(100, 100, 150, 150, class_id=77)])
+
+
+def test_thousands_of_tracks():
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 180, (3000, 2))
+    drawn([track(x, y, x + 9, y + 9, number) for number, (x, y) in enumerate(corners)])

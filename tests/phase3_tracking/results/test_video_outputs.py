@@ -1,0 +1,273 @@
+"""What a run makes of its frames: counts, pictures, the live view; and a disk that is full."""
+
+import csv
+import json
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from common.models import Detections
+from phase3_tracking.backends import Backend
+from phase3_tracking.counting.counting import CountingOptions
+from phase3_tracking.counting.regions import parse_line
+from phase3_tracking.live.live_view import LiveView
+from phase3_tracking.run_options import OutputOptions, RunOptions
+from phase3_tracking.trackers.tracker_options import TRACKERS
+from phase3_tracking.video_detector import VideoDetector, main
+from tests.phase3_tracking.video_files import (
+    RedSquareModel,
+    decoded,
+    write_detections,
+    write_video,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def video(tmp_path):
+    return write_video(tmp_path / "walk.mp4")
+
+
+def run(*arguments) -> int:
+    return main([*map(str, arguments), "--quiet"])
+
+
+# --- counts and pictures ------------------------------------------------------------------------
+
+
+def test_events_reach_the_report_and_the_table(tmp_path, video):
+    """The square's bottom centre moves from x = 12 by 2 a frame along y = 44.
+
+    The yard from x = 19.5 on is entered in frame 5, where x is 20. The gate at x = 25 is passed by
+    more than its margin of 2 pixels in frame 9, where x is 28: from the right to the left hand of
+    somebody who walks down the picture.
+    """
+    regions = ("--line", "gate:25,0,25,63", "--zone", "=yard:19.5,0,95,0,95,63,19.5,63")
+    detections = write_detections(tmp_path / "det.txt")
+    inputs = ("--input", video, "--detections", detections, "--min-hits", "1", "--no-video")
+    assert run(*inputs, "--output", tmp_path / "out.mp4", *regions) == 0
+    report = json.loads((tmp_path / "out.json").read_text())
+    with (tmp_path / "out.events.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = [
+        {"frame": 5, "time_s": 0.4, "kind": "enter", "name": "=yard", "direction": None},
+        {"frame": 9, "time_s": 0.8, "kind": "line", "name": "gate", "direction": "right_to_left"},
+    ]
+    for event, row, content in zip(expected, rows, report["regions"]["events"], strict=True):
+        whole = event | {"track_id": 1, "class": "class 3"}
+        assert content == whole
+        assert row == {
+            key: "" if value is None else str(value).replace("=yard", "'=yard")
+            for key, value in (whole | {"time_s": f"{whole['time_s']:.4f}"}).items()
+        }
+    assert report["regions"]["lines"][0]["name"] == "gate"
+    assert report["statistics"]["unique_tracks"] == report["tracks"] == 1
+
+
+def test_without_a_video_there_is_a_heat_map_and_no_contact_sheet(tmp_path, video):
+    inputs = ("--input", video, "--detections", write_detections(tmp_path / "det.txt"))
+    assert run(*inputs, "--output", tmp_path / "out.mp4", "--no-video") == 0
+    assert cv2.imread(str(tmp_path / "out.heatmap.png")) is not None
+    assert not list(tmp_path.glob("out.contact.*"))
+    assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize("contact_sheet", [True, False])
+def test_a_contact_sheet_needs_no_video(tmp_path, video, contact_sheet):
+    counting = CountingOptions(heatmap=False, contact_sheet=contact_sheet)
+    options = RunOptions(outputs=OutputOptions(counting, video=False))
+    report = VideoDetector(RedSquareModel().backend).process_video(
+        video, tmp_path / "out.mp4", options
+    )
+    assert (tmp_path / "out.contact.jpg").exists() == contact_sheet
+    assert (report["stage_ms"]["draw"] > 0) == contact_sheet
+    assert report["stage_ms"]["encode"] == 0
+
+
+# --- the live view ------------------------------------------------------------------------------
+
+
+def counters(url: str) -> dict:
+    with urllib.request.urlopen(f"{url}status.json", timeout=20) as answer:
+        return json.loads(answer.read())["counters"]
+
+
+def test_the_live_view_answers_while_a_run_is_going_on(tmp_path, video):
+    """The detector waits in frame 9 until somebody has looked."""
+    looked = threading.Event()
+    model = RedSquareModel(lambda number: number != 8 or looked.wait(60))
+    with LiveView("127.0.0.1", 0) as view:
+        counting = CountingOptions(lines=(parse_line("gate:25,0,25,63"),))
+        options = RunOptions(outputs=OutputOptions(counting, video=False, live=view))
+        detector = VideoDetector(model.backend, batch_size=1, min_hits=1)
+        arguments = (video, tmp_path / "out.mp4", options)
+        thread = threading.Thread(target=detector.process_video, args=arguments)
+        thread.start()
+        try:
+            deadline = time.monotonic() + 60
+            while (status := counters(view.url)).get("frame") != 8:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert thread.is_alive()
+        finally:
+            looked.set()
+            thread.join(60)
+        last = counters(view.url)
+    assert (status["frames_total"], status["objects"], status["tracks"]) == (12, 1, 1)
+    assert status["class_counts"] == {"car": 1}
+    assert (status["dropped_frames"], set(status["zone_counts"])) == (0, set())
+    assert sum(status["line_counts"].values()) == 0  # x = 26 in frame 8, within the margin
+    assert (last["frame"], sum(last["line_counts"].values())) == (12, 1)
+    with pytest.raises(OSError, match="refused"):
+        counters(view.url)
+
+
+def test_the_command_serves_the_live_view(tmp_path, video):
+    """A child, as somebody starts it: the address is in what it prints."""
+    calls = tmp_path / "calls"
+    command = [calls, 0.3, "--input", video, "--output", tmp_path / "out.mp4", "--live", 0]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.phase3_tracking.stub_run", *map(str, command)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    lines = iter(child.stdout.readline, "")
+    url = next(line.split()[-1] for line in lines if line.startswith("Live view: open "))
+    frames = []
+    while child.poll() is None and len(frames) < 3:
+        try:
+            frame = counters(url).get("frame")
+        except OSError:
+            break
+        if frame and frame not in frames:
+            frames.append(frame)
+        time.sleep(0.02)
+    child.communicate(timeout=120)
+    assert child.returncode == 0
+    assert len(frames) == 3
+    assert frames == sorted(frames)
+
+
+# --- too much, and nonsense ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_p3_41_ten_thousand_detections_in_a_frame(tmp_path, tracker):
+    """Through the whole run, drawn and written, in seconds instead of hours."""
+    video = write_video(tmp_path / "a.mp4", 3, width=640, height=480)
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, (600, 440), (10_000, 2))
+    boxes = np.hstack([corners, corners + rng.uniform(8, 40, (10_000, 2))]).astype(np.float32)
+    scores = rng.uniform(0.85, 1, 10_000).astype(np.float32)
+    found = Detections(boxes, scores, np.ones(10_000, int))
+    backend = Backend(lambda images, _: [found] * len(images), ("thing",), (1,))
+    begin = time.monotonic()
+    report = VideoDetector(backend, tracker=tracker, min_hits=1).process_video(
+        video, tmp_path / "out.mp4"
+    )
+    assert time.monotonic() - begin < 100  # a busy machine; alone it takes a tenth
+    assert report["statistics"]["boxes"] == 30_000
+    assert report["tracks"] == 10_000
+    assert len(decoded(tmp_path / "out.mp4")) == 3
+
+
+def test_p3_40_nonsense_is_dropped_and_counted(tmp_path, video):
+    nan, inf = np.nan, np.inf
+    boxes = [
+        *([10, 10, 30, 30], [nan, 0, 5, 5], [0, 0, inf, 5], [9, 9, 9, 20], [20, 20, 10, 10]),
+        *([-40, -40, 20, 20], [-1e20, -1e20, 1e20, 1e20]),
+    ]
+    found = Detections(np.array(boxes, np.float32), np.full(7, 0.9, np.float32), np.ones(7, int))
+    backend = Backend(lambda images, _: [found] * len(images), ("thing",), (1,))
+    report = VideoDetector(backend).process_video(video, tmp_path / "out.mp4")
+    assert report["dropped_detections"] >= 4 * 12
+    assert report["dropped_detections"] % 12 == 0
+    for name in ("out.json", "out.tracks.json", "out.coco.json"):
+        text = (tmp_path / name).read_text()
+        assert not any(word in text for word in ("NaN", "Infinity"))
+        json.loads(text)
+    assert len(decoded(tmp_path / "out.mp4")) == 12
+
+
+# --- a full disk --------------------------------------------------------------------------------
+
+# Runs the command under ever larger limits on the size of a file, until it succeeds. After each
+# failure every older result has to be there as it was, and nothing else.
+LITTLE_SPACE = """
+import resource, sys
+from pathlib import Path
+from phase3_tracking import video_detector
+
+folder, names, step = Path(sys.argv[1]), sys.argv[2].split(), int(sys.argv[3])
+arguments = sys.argv[4:]
+for name in names:
+    (folder / name).write_text(f"older {name}")
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+limit = 0
+while True:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited))
+    status = video_detector.main([*arguments, "--overwrite", "--quiet"])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
+    if status == 0:
+        break
+    assert status == 2, (limit, status)
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert found == {name: f"older {name}".encode() for name in names}, (limit, sorted(found))
+    limit += step
+print(limit // step)
+"""
+TEXTS = ["out.mot.txt", "out.csv", "out.tracks.json", "out.coco.json", "out.events.csv", "out.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "step", "told"),
+    [
+        (("--no-heatmap", "--no-contact-sheet"), ["out.mp4"], 4000, {"out.mp4"}),
+        (("--no-heatmap",), ["out.mp4", "out.contact.jpg"], 8000, {"out.contact.jpg"}),
+        (("--no-video",), ["out.heatmap.png"], 40_000, {"out.heatmap.png"}),
+        (("--no-video", "--no-heatmap"), [], 500, {"out.mot.txt", "out.tracks.json", "out.json"}),
+    ],
+)
+def test_p3_33_a_full_disk_leaves_every_older_result(tmp_path, options, more, step, told):
+    """Whichever file is the first that does not fit, named in one line each time."""
+    folder, pictures, names = tmp_path / "out", tmp_path / "in", [*TEXTS, *more]
+    folder.mkdir()
+    pictures.mkdir()
+    rng = np.random.default_rng(0)  # pictures of noise are large
+    for index in range(8):
+        picture = rng.integers(0, 255, (90, 160, 3), np.uint8)
+        cv2.imwrite(str(pictures / f"{index}.png"), picture)
+    rows = [f"{i + 1},-1,{10 + 9 * i},20,24,24,0.9,3,1\n" for i in range(8)]
+    (tmp_path / "det.txt").write_text("".join(rows))
+    inputs = ("--input", pictures, "--detections", tmp_path / "det.txt")
+    arguments = (*inputs, "--output", folder / "out.mp4", "--line", "60,0,60,89", *options)
+    command = (folder, " ".join(names), step, *arguments)
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_SPACE, *map(str, command)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stderr.splitlines()
+    assert len(lines) == int(done.stdout) >= 4  # one for each failure
+    found = set()
+    for line in lines:
+        assert line.startswith(f"error: {folder}/")
+        assert "cannot be written (File too large) – free some space there" in line
+        found.add(line.removeprefix(f"error: {folder}/").split(":")[0])
+    assert told <= found <= set(names)
+    assert {path.name for path in folder.iterdir()} == set(names)
+    for name in names:
+        assert not (folder / name).read_bytes().startswith(b"older")
