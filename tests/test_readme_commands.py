@@ -55,7 +55,7 @@ def test_scripts_and_options_in_the_guide_exist(guide):
             source = ROOT / "phase4_deployment" / "package" / script
         assert source.is_file(), script
         known = source.read_text(encoding="utf-8")
-        known += "".join(path.read_text(encoding="utf-8") for path in source.parent.glob("*.py"))
+        known += "".join(path.read_text(encoding="utf-8") for path in source.parent.rglob("*.py"))
         known += (ROOT / "common" / "cli.py").read_text(encoding="utf-8")
         for option in re.findall(r"--[a-z][a-z-]*", arguments):
             assert f'"{option}"' in known, f"{script} {option}"
