@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from common import inference_ops
 from common.box_arithmetic import ABSENT, by_class, clip, decode, has_sides, take_best
-from common.models import Detections, Predictor
+from common.models import Detections, Predictor, proposals_of
 from common.roi_align import gathered_roi_align, gathers
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class InferenceGraph(nn.Module):
         self.max_size = int(transform.max_size)
         self.size_divisor = int(transform.size_divisible)
         self.pre_nms_top_n = int(rpn._pre_nms_top_n["testing"])
-        self.post_nms_top_n = int(rpn._post_nms_top_n["testing"])
+        self.post_nms_top_n = proposals_of(model)
         self.rpn_iou_threshold = float(rpn.nms_thresh)
         self.rpn_score_threshold = float(rpn.score_thresh)
         self.rpn_min_side = float(rpn.min_size)

@@ -362,6 +362,16 @@ def freeze_norms(model: "nn.Module", eps: float) -> None:
                 setattr(parent, name, FrozenBatchNorm2d(child.num_features, eps))
 
 
+def proposals_of(model: "FasterRCNN") -> int:
+    """How many region proposals of an image the box head looks at, in inference."""
+    return int(model.rpn._post_nms_top_n["testing"])
+
+
+def limit_proposals(model: "FasterRCNN", count: int) -> None:
+    """Lets the box head look at the `count` best region proposals at most, in inference."""
+    model.rpn._post_nms_top_n["testing"] = min(count, proposals_of(model))
+
+
 # --- running ----------------------------------------------------------------------------------
 
 

@@ -99,6 +99,7 @@ def translations() -> dict[Callable, Callable]:
     return {
         torch.ops.detection.preprocess.default: _preprocess_to_onnx(),
         torch.ops.detection.nms_mask.default: _nms_mask_to_onnx(),
+        torch.ops.torchvision.roi_align.default: _roi_align_to_onnx(),
     }
 
 
@@ -167,3 +168,31 @@ def _nms_mask_to_onnx() -> Callable:
         return op.Greater(mask, op.Constant(value_float=0.5))
 
     return nms_mask
+
+
+def _roi_align_to_onnx() -> Callable:
+    """Unlike onnxscript's own it gathers columns, as OpenVINO rewrites slices into splits, which
+    forget that they must keep FP32 (see `common.openvino_graph`)."""
+    import onnx
+    from onnxscript import opset18
+
+    op: Any = opset18
+
+    def roi_align(
+        features, rois, spatial_scale: float, pooled_height: int, pooled_width: int,
+        sampling_ratio: int, aligned: bool,
+    ):  # fmt: skip
+        if aligned:
+            raise NotImplementedError("the graph's regions are not aligned")
+        return op.RoiAlign(
+            features,
+            op.Gather(rois, op.Constant(value_ints=[1, 2, 3, 4]), axis=1),
+            op.Cast(op.Gather(rois, op.Constant(value_int=0), axis=1), to=onnx.TensorProto.INT64),
+            coordinate_transformation_mode="output_half_pixel",
+            output_height=pooled_height,
+            output_width=pooled_width,
+            sampling_ratio=max(0, sampling_ratio),
+            spatial_scale=spatial_scale,
+        )
+
+    return roi_align

@@ -20,7 +20,14 @@ from common.fastpath_boxes import cached_anchors, thresholded_first
 from common.fastpath_layers import fast_roi_pool
 from common.inference_graph import InferenceGraph, batch_predictor, graph_predictor
 from common.low_precision import replace_heavy_modules
-from common.models import Detections, Predictor, resized_size, stock_predictor
+from common.models import (
+    Detections,
+    Predictor,
+    limit_proposals,
+    proposals_of,
+    resized_size,
+    stock_predictor,
+)
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
@@ -202,6 +209,22 @@ def graph(rung: Rung) -> Callable[["FasterRCNN", Workshop], Predictor]:
         return _freezing(predict) if rung.compiled and device.type == "cpu" else predict
 
     return build
+
+
+def with_proposals(
+    count: int, build: Callable[["FasterRCNN", Workshop], Predictor]
+) -> Callable[["FasterRCNN", Workshop], Predictor]:
+    """The same with fewer region proposals for the box head, of which torchvision takes 1000 and
+    Ren et al. 2015 took 300: mostly background, but the box head works on each alike."""
+
+    def build_with_fewer(model: "FasterRCNN", workshop: Workshop) -> Predictor:
+        has = proposals_of(model)
+        if has <= count:
+            raise VariantUnavailableError(f"this model looks at {has} proposals anyway")
+        limit_proposals(model, count)
+        return build(model, workshop)
+
+    return build_with_fewer
 
 
 def _compile(graph: InferenceGraph) -> None:

@@ -4,7 +4,8 @@ import contextlib
 import importlib.util
 import io
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,13 @@ import numpy as np
 
 from common import onnx_graph
 from common.inference_graph import InferenceGraph, batch_predictor
-from common.models import Predictor
+from common.models import Predictor, proposals_of
+from common.openvino_graph import PRODUCTS, network_operations, with_fp32_coordinates
 from phase2_optimization.builders import VariantUnavailableError, Workshop
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
 
-PRODUCTS = {"Convolution", "GroupConvolution", "MatMul"}
-BETWEEN_NETWORKS = {"TopK", "GatherElements", "NonMaxSuppression", "ROIAlign", "ShapeOf"}
 NOT_QUANTISED = {"Constant", "Parameter", "Result"}  # NNCF wants to hear of operations only
 EXTRAS = "pip install -r requirements-extras.txt"
 
@@ -61,9 +61,10 @@ def openvino(precision: str) -> Callable[["FasterRCNN", Workshop], Predictor]:
             "CPU", "OPTIMIZATION_CAPABILITIES"
         ):
             raise VariantUnavailableError("this processor has no bfloat16 instructions")
-        return _openvino_predictor(
-            core.read_model(str(_exported(model, workshop.folder))), precision, workshop
-        )
+        exported = core.read_model(str(_exported(model, workshop.folder)))
+        if precision != "f32":
+            exported = with_fp32_coordinates(exported)
+        return _openvino_predictor(exported, precision, workshop)
 
     return build
 
@@ -81,7 +82,9 @@ def openvino_int8(model: "FasterRCNN", workshop: Workshop) -> Predictor:
         if not workshop.calibration:
             raise VariantUnavailableError("no training images to calibrate on")
         exported = core.read_model(str(_exported(model, workshop.folder)))
-        openvino.save_model(_quantised(exported, workshop.calibration), str(file))
+        with without_chatter():
+            quantised = _quantised(exported, workshop.calibration)
+        openvino.save_model(quantised, str(file))
     return _openvino_predictor(core.read_model(str(file)), "f32", workshop)
 
 
@@ -91,55 +94,47 @@ def _quantised(model: Any, calibration: Sequence[np.ndarray]) -> Any:
     import nncf
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    nncf.set_log_level(logging.ERROR)
-    networks = _network_operations(model)
+    networks = network_operations(model)
     outside = [
         operation.get_friendly_name()
         for operation in model.get_ops()
         if operation.get_type_name() not in NOT_QUANTISED
         and (operation.get_friendly_name() not in networks or _is_of_box_predictor(operation))
     ]
-    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
-        return nncf.quantize(
-            model,
-            nncf.Dataset([image[None] for image in calibration]),
-            subset_size=len(calibration),
-            preset=nncf.QuantizationPreset.MIXED,  # activations need not be symmetric
-            advanced_parameters=nncf.AdvancedQuantizationParameters(
-                # A single outlier would stretch the range, and leave few of 256 steps to the rest
-                activations_range_estimator_params=RangeEstimatorParametersSet.MEAN_QUANTILE
-            ),
-            ignored_scope=nncf.IgnoredScope(names=outside, validate=False),
-        )
+    return nncf.quantize(
+        model,
+        nncf.Dataset([image[None] for image in calibration]),
+        subset_size=len(calibration),
+        preset=nncf.QuantizationPreset.MIXED,  # activations need not be symmetric
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            # A single outlier would stretch the range, and leave few of 256 steps to the rest
+            activations_range_estimator_params=RangeEstimatorParametersSet.MEAN_QUANTILE
+        ),
+        ignored_scope=nncf.IgnoredScope(names=outside, validate=False),
+    )
+
+
+@contextlib.contextmanager
+def without_chatter() -> Iterator[None]:
+    """Keeps notes, warnings and progress bars of other libraries out of the terminal.
+
+    NNCF prints bars, and has PyTorch look for a CUDA compiler, which it warns of on a CPU. What
+    they log as an error, or raise, is still heard.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _is_of_box_predictor(operation: Any) -> bool:
     weights = (entry.get_source_output().get_node() for entry in operation.inputs())
     is_product = operation.get_type_name() in PRODUCTS
     return is_product and any("box_predictor" in node.get_friendly_name() for node in weights)
-
-
-def _network_operations(model: Any) -> set[str]:
-    """Names of the convolutions, the matrix products, and what stands between two of them.
-
-    That is the backbone with the RPN head, and the box head with the box predictor: walks from
-    the products, in both directions, end where boxes are made of the networks' outputs.
-    """
-
-    def reached(neighbours: Callable[[Any], Iterable[Any]]) -> set[str]:
-        reached_from = [op for op in model.get_ops() if op.get_type_name() in PRODUCTS]
-        names = {op.get_friendly_name() for op in reached_from}
-        while reached_from:
-            for op in neighbours(reached_from.pop()):
-                if op.get_friendly_name() in names or op.get_type_name() in BETWEEN_NETWORKS:
-                    continue
-                names.add(op.get_friendly_name())
-                reached_from.append(op)
-        return names
-
-    after = reached(lambda op: (i.get_node() for o in op.outputs() for i in o.get_target_inputs()))
-    before = reached(lambda op: (i.get_source_output().get_node() for i in op.inputs()))
-    return after & before
 
 
 def _openvino_predictor(model: Any, precision: str, workshop: Workshop) -> Predictor:
@@ -164,10 +159,10 @@ def _openvino_predictor(model: Any, precision: str, workshop: Workshop) -> Predi
 
 
 def _exported(model: "FasterRCNN", folder: Path) -> Path:
-    """The model as ONNX, written by the first variant that asks."""
+    """The model as ONNX, written by the first variant with so many proposals that asks."""
     _require("onnx", "pip install -r requirements.txt")
     _require("onnxscript", "pip install -r requirements.txt")
-    file = folder / "model.onnx"
+    file = folder / f"model_{proposals_of(model)}.onnx"
     if not file.exists():
         onnx_graph.write_onnx(InferenceGraph(model.cpu()), file, {})
     return file
