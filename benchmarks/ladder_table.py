@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))  # so `python benchmarks/ladder_table.py` finds co
 
 from common import artifacts, cli
 from common.cli import UserError
+from common.comparison import interval_text
 
 RESULTS = ROOT / "benchmarks" / "results"
 STAND_IN = "random_"  # how the names of reports on random weights begin
@@ -88,8 +89,7 @@ def _cell(report: dict[str, Any], variant: str) -> str:
         return row["status"].split(":")[0]
     if row["verdict"] == "baseline":
         return f"{row['latency_ms']['p50']:.0f} ms, map {row['map']:.3f}"
-    low, high = row["speedup"]["ci95"]
-    text = f"{row['speedup']['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+    text = interval_text(row["speedup"]["ratio"], row["speedup"]["ci95"])
     if row["status"] != "ok":
         return f"{text} invalid: map {row['map']:.3f}"
     return text if row["verdict"] == "faster" else f"{text} {row['verdict']}"

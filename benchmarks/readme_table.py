@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python benchmarks/readme_table.py` finds common/
 
 from common import artifacts, cli
+from common.comparison import interval_text
 
 RESULTS = ROOT / "benchmarks" / "results" / "demo_cpu"
 
@@ -77,8 +78,7 @@ def _training_rows(results: Path) -> list[tuple[str, str, str]]:
 
 
 def _ratio(speedup: dict[str, Any]) -> str:
-    low, high = speedup["ci95"]
-    return f"{speedup['ratio']:.2f}x [{low:.2f}, {high:.2f}]"
+    return interval_text(speedup["ratio"], speedup["ci95"], "x")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -133,7 +133,7 @@ def compare_with_fastest(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
         "objects": default["objects"],
         "fastest_peer": fastest["name"],
         "ratio": result.ratio,
-        "ci95": list(result.ci95),
+        "ci95": result.ci95 and list(result.ci95),
     }
 
 
@@ -154,16 +154,18 @@ def memory_growth(frames: int, seed: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
+    from common.comparison import interval_text
+
     counts = sorted({row["objects"] for row in result["rows"]})
     lines = ["ms per update (mean)".ljust(24) + "".join(f"{count:>10}" for count in counts)]
     for name in dict.fromkeys(row["name"] for row in result["rows"]):
         of_name = {row["objects"]: row for row in result["rows"] if row["name"] == name}
         lines.append(name.ljust(24) + "".join(f"{of_name[c]['mean_ms']:10.3f}" for c in counts))
     for one in result["speedup"]:
-        low, high = one["ci95"]
+        ratio = interval_text(one["ratio"], one["ci95"])
         lines.append(
-            f"{one['objects']} objects: ours {DEFAULT} is {one['ratio']:.2f} [{low:.2f}, "
-            f"{high:.2f}] times as fast as {one['fastest_peer']}"
+            f"{one['objects']} objects: ours {DEFAULT} is {ratio} times as fast as "
+            f"{one['fastest_peer']}"
         )
     if result["memory"]:
         held = ", ".join(f"{n} frames {b}" for n, b in result["memory"]["held_bytes"].items())

@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))  # so `python benchmarks/training.py` finds common
 
 from common import artifacts, cli, coco, environment, models, paths
 from common.cli import log
+from common.comparison import interval_text
 from phase1_training.options import LEARNING_RATE
 
 if TYPE_CHECKING:
@@ -236,12 +237,11 @@ def table(speed: Sequence[dict[str, Any]], accuracy: Sequence[dict[str, Any]]) -
         "|---|---|---|---|---|",
     ]
     for row in speed:
-        low, high = row["speedup"]["ci95"]
+        ratio = interval_text(row["speedup"]["ratio"], row["speedup"]["ci95"], "x")
         memory = "" if row["peak_memory_mib"] is None else f"{row['peak_memory_mib']:.0f}"
         lines.append(
             f"| {row['arm']} | {row['step_ms']['p50']:.0f} / {row['step_ms']['p90']:.0f} "
-            f"| {row['images_per_s']:.2f} | {row['speedup']['ratio']:.2f}x [{low:.2f}, {high:.2f}] "
-            f"| {memory} |"
+            f"| {row['images_per_s']:.2f} | {ratio} | {memory} |"
         )
     if accuracy:
         lines += ["", "| arm | val map, mean (range) over seeds | map_50 |", "|---|---|---|"]

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))  # so `python benchmarks/video_pipeline.py` finds 
 
 from common import artifacts, cli, environment, paths
 from common.cli import log
+from common.comparison import interval_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -193,11 +194,14 @@ def report(seconds: dict[str, dict[str, Any]], frames: int, is_cpu: bool) -> dic
         "limit_ms_per_frame": float(np.median(limit)),
         "speedup_over_loop": {
             "ratio": against_loop.ratio,
-            "ci95": list(against_loop.ci95),
+            "ci95": against_loop.ci95 and list(against_loop.ci95),
             "noise": against_loop.noise,
             "verdict": against_loop.verdict,
         },
-        "times_the_limit": {"ratio": over_limit.ratio, "ci95": list(over_limit.ci95)},
+        "times_the_limit": {
+            "ratio": over_limit.ratio,
+            "ci95": over_limit.ci95 and list(over_limit.ci95),
+        },
     }
 
 
@@ -210,8 +214,7 @@ def table(result: dict[str, Any]) -> str:
         ("speedup_over_loop", "times as fast as the loop"),
         ("times_the_limit", "times as long as the limit"),
     ):
-        low, high = result[key]["ci95"]
-        lines.append(f"{result[key]['ratio']:.2f} [{low:.2f}, {high:.2f}] {text}")
+        lines.append(f"{interval_text(result[key]['ratio'], result[key]['ci95'])} {text}")
     return "\n".join(lines)
 
 

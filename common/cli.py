@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from common import paths
 from common.errors import UserError as UserError  # part of what a script needs
@@ -35,7 +35,7 @@ class Terminated(BaseException):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with one-line errors and the nearest option name for a misspelt one."""
+    """argparse with one-line errors and the nearest name for a misspelt option or choice."""
 
     def __init__(self, description: str | None, **kwargs):
         super().__init__(
@@ -49,13 +49,30 @@ class ArgumentParser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = list(self._option_string_actions)
-            near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-            hint = f"did you mean {near[0]}?" if near else "see --help"
+            hint = did_you_mean(unknown[0].split("=")[0], flags) or "see --help"
             self.error(f"{unknown[0]}: unknown option – {hint}")
         return parsed
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            what, remedy = unknown_choice(value, action.choices)
+            raise argparse.ArgumentError(action, f"{what} – {remedy}")
+
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USER_ERROR, f"error: {message.removeprefix('argument ')}\n")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question with the known name that is nearest; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else ""
+
+
+def unknown_choice(value: object, choices: Iterable[object]) -> tuple[str, str]:
+    """What is wrong with a value that is none of the choices, and what to do: for a UserError."""
+    names = [str(choice) for choice in choices]
+    hint = did_you_mean(str(value), names)
+    return f"{str(value)!r} is unknown", f"{hint} choose from {', '.join(names)}".strip()
 
 
 class _DefaultsAndLayout(

@@ -11,6 +11,7 @@ called a difference.
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 RESAMPLES = 2000
 MIN_ROUNDS = 7  # fewer rounds hold too few runs to resample
+TOO_FEW = "too few rounds to tell"
 MIN_EFFECT = 0.02  # smaller differences are never called: luck with the memory reaches as far
 
 
@@ -27,13 +29,14 @@ class Comparison:
 
     Attributes:
         ratio: median over the rounds of baseline / candidate; above 1 the candidate is faster.
-        ci95: 95% interval of the ratio.
-        noise: the same two for the baseline against its second self; None where there is none.
-        verdict: "faster", "slower", "within noise" or "too few rounds to tell".
+        ci95: 95% interval of the ratio; None where there is one round only, which has no spread.
+        noise: the same two for the baseline against its second self; None where there is none, or
+            no interval.
+        verdict: "faster", "slower", "within noise" or TOO_FEW.
     """
 
     ratio: float
-    ci95: tuple[float, float]
+    ci95: tuple[float, float] | None
     noise: dict[str, Any] | None
     verdict: str
 
@@ -46,24 +49,26 @@ def compare(
     candidate_ms: np.ndarray,
     again_ms: np.ndarray | None = None,
     seed: int = 0,
+    noise: dict[str, Any] | None = None,
 ) -> Comparison:
     """Compares arms that were timed in the same rounds.
 
     Args:
         baseline_ms, candidate_ms: milliseconds in order of the rounds, shape (n,).
-        again_ms: of the baseline as an arm of its own, shape (n,). Without it there is no noise
-            figure, and the verdict rests on the interval alone.
+        again_ms: of the baseline as an arm of its own, shape (n,).
         seed: of the resampling.
+        noise: of another baseline in the same rounds, for arms without a second self. Without
+            either there is no noise figure, and the verdict rests on the interval alone.
     """
     ratio, interval = ratio_interval(baseline_ms, candidate_ms, seed)
-    noise = None
-    margin = MIN_EFFECT
     if again_ms is not None:
         noise_ratio, noise_interval = ratio_interval(baseline_ms, again_ms, seed)
-        noise = {"ratio": noise_ratio, "ci95": noise_interval}
-        margin = max(margin, *(abs(math.log(bound)) for bound in noise_interval))
-    if len(baseline_ms) < MIN_ROUNDS:
-        verdict = "too few rounds to tell"
+        noise = noise_interval and {"ratio": noise_ratio, "ci95": noise_interval}
+    margin = MIN_EFFECT
+    if noise is not None:
+        margin = max(margin, *(abs(math.log(bound)) for bound in noise["ci95"]))
+    if interval is None or len(baseline_ms) < MIN_ROUNDS:
+        verdict = TOO_FEW
     elif math.log(interval[0]) > margin:
         verdict = "faster"
     elif math.log(interval[1]) < -margin:
@@ -75,8 +80,8 @@ def compare(
 
 def ratio_interval(
     baseline_ms: np.ndarray, candidate_ms: np.ndarray, seed: int = 0
-) -> tuple[float, tuple[float, float]]:
-    """The median ratio and its 95% interval, see `median_interval`.
+) -> tuple[float, tuple[float, float] | None]:
+    """The median ratio and its 95% interval, see `median_interval`. One round has no interval.
 
     Raises:
         ValueError: there is no round, or a time is not a finite number above 0.
@@ -88,12 +93,19 @@ def ratio_interval(
         raise ValueError("times must be finite numbers")
     if min(baseline.min(), candidate.min()) <= 0:
         raise ValueError("times must be above 0")
-    return median_interval(baseline / candidate, seed)
+    ratio, interval = median_interval(baseline / candidate, seed)
+    return ratio, interval if len(baseline) > 1 else None
+
+
+def interval_text(ratio: float, ci95: Sequence[float] | None, unit: str = "") -> str:
+    """1.30 [1.22, 1.37] as tables show it, or 1.30x [1.22, 1.37]; without an interval 1.30 [–]."""
+    bounds = "–" if ci95 is None else ", ".join(f"{bound:.2f}" for bound in ci95)
+    return f"{ratio:.2f}{unit} [{bounds}]"
 
 
 def median_interval(values: np.ndarray, seed: int = 0) -> tuple[float, tuple[float, float]]:
     """The median of values in order of the rounds, shape (n,), and its 95% interval by the
-    moving-block bootstrap.
+    moving-block bootstrap. A single value has none: both ends are the value then.
 
     Few blocks scatter less than the population does, so the percentiles are widened as Hesterberg
     2015 (The American Statistician 69(4), section 4) does for small samples.

@@ -158,9 +158,10 @@ def summarise(ms: np.ndarray | Sequence[float]) -> dict[str, float]:
 def ratio_with_ci(
     baseline_ms: np.ndarray, candidate_ms: np.ndarray, seed: int = 0
 ) -> dict[str, Any]:
-    """`common.comparison.ratio_interval` as the reports write it: {"ratio": r, "ci95": [l, h]}."""
-    ratio, (low, high) = ratio_interval(baseline_ms, candidate_ms, seed)
-    return {"ratio": ratio, "ci95": [low, high]}
+    """`common.comparison.ratio_interval` as the reports write it: {"ratio": r, "ci95": [l, h]}, or
+    None for the interval where there is none."""
+    ratio, interval = ratio_interval(baseline_ms, candidate_ms, seed)
+    return {"ratio": ratio, "ci95": interval and list(interval)}
 
 
 def release_free_memory(device: "torch.device") -> None:

@@ -1,75 +1,119 @@
 """Sentences that follow from a profile: what limits a step, and what mending it can give at most.
 
 A part that takes a share s of a step and is made k times as fast makes the step 1 / (1 - s + s/k)
-times as fast (Amdahl 1967); with k unbounded, 1 / (1 - s).
+times as fast (Amdahl 1967); with k unbounded, 1 / (1 - s). What is on already is not advised: the
+steps have channels_last memory, fused optimizers and, where it is native, half precision.
 """
 
 import math
+import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from common.processor_share import UNDISTURBED
 from phase2_optimization.stages import DATA_WAIT, NETWORKS, OTHER
+
+if TYPE_CHECKING:
+    import torch
 
 DATA_WAIT_SHARE = 0.1  # of a step; below it reading the images is not worth a word
 LARGE_SHARE = 0.4  # a stage that stands out among ten
 OPTIMIZER_SHARE = 0.1
 IDLE_SHARE = 0.1  # of a step without its wait for data
-NEAR_THE_PEAK, FAR_FROM_IT = 0.6, 0.25  # shares of the measured peak of arithmetic
-UNDISTURBED = 0.9  # share of the time in which a processor worked for the profiled process
 ROUNDING = 1e-9
 
 Part = Mapping[str, Any]
 
 
-def advise(training: Part, inference: Part) -> list[str]:
+@dataclass(frozen=True)
+class Setting:
+    """What advice depends on besides the measurements.
+
+    Attributes:
+        device: "cpu", "cuda" or "mps".
+        loaders: processes in which train.py reads ahead by default.
+        half_precision: what the device computes natively, "bf16" or "fp16"; "off" for none.
+        batch_can_grow: whether there are training images for a larger batch.
+    """
+
+    device: str
+    loaders: int
+    half_precision: str
+    batch_can_grow: bool
+
+
+def setting_of(device: "torch.device", batch_size: int, training_images: int) -> Setting:
+    """The setting of a profile on this machine."""
+    from common.fastpath import native_amp
+
+    loaders = min(4, max(1, (os.cpu_count() or 1) // 2))  # as train.py
+    return Setting(device.type, loaders, native_amp(device), batch_size < training_images)
+
+
+def advise(training: Part, inference: Part, setting: Setting) -> list[str]:
     """None, one or several sentences on each part of a profile report, most urgent first."""
     return [
         f"{label}: {sentence}"
         for label, part in (("training", training), ("inference", inference))
-        for sentence in _sentences(label, part)
+        for sentence in _sentences(label, part, setting)
     ]
 
 
-def _sentences(label: str, part: Part) -> Iterator[str]:
+def _sentences(label: str, part: Part, setting: Setting) -> Iterator[str]:
     share = {stage["name"]: stage["share"] for stage in part["stages"]}
-    yield from _on_reading(label, share.get(DATA_WAIT, 0.0))
+    can_grow = setting.batch_can_grow or label == "inference"
+    yield from _on_reading(label, share.get(DATA_WAIT, 0.0), setting.loaders)
     if part["gpu_busy_share"] is not None:
-        yield from _on_idle_gpu(part["gpu_busy_share"], part["device_activity"])
-    yield from _on_stages(share)
-    working = part["processor_share"] if part["gpu_busy_share"] is None else part["gpu_busy_share"]
-    if working is None or working >= UNDISTURBED:  # what idles is no question of arithmetic
-        yield from _on_arithmetic(part["flops"], share)
+        remedies = _fewer_launches(label, part["device_activity"], can_grow)
+        yield from _on_idle_gpu(part["gpu_busy_share"], part["device_activity"], remedies)
+    yield from _on_stages(share, setting.device)
+    yield from _on_optimizer(share.get("optimizer", 0.0), can_grow)
+    networks = sum(share.get(name, 0.0) for name in NETWORKS)
+    idles = part["gpu_busy_share"] is not None and part["gpu_busy_share"] < UNDISTURBED
+    if networks > LARGE_SHARE and not idles:  # what idles is no question of arithmetic
+        who = "the networks need" if setting.device == "cpu" else "the work of the GPU needs"
+        yield from _on_roofline(part["roofline"], who, _smaller(label, part, setting), can_grow)
 
 
-def _on_reading(label: str, waiting: float) -> Iterator[str]:
-    if waiting <= DATA_WAIT_SHARE:
-        return
-    bound = 1 / (1 - waiting)
+def _on_reading(label: str, waiting: float, loaders: int) -> Iterator[str]:
+    """Nothing where train.py reads ahead in enough processes by itself."""
     needed = math.ceil(waiting / (1 - waiting) - ROUNDING)
-    processes = "1 loader process" if needed == 1 else f"{needed} loader processes, a core each"
-    workers = (
-        f"hidden behind {processes} (train.py --workers)"
-        if label == "training"
-        else "read ahead in another thread or process"
-    )
+    if waiting <= DATA_WAIT_SHARE or (label == "training" and needed <= loaders):
+        return
+    remedy = "reading them ahead, on a core that is free, would hide that"
+    if label == "training":
+        remedy = (
+            f"train.py reads ahead in {loaders} process{'es' if loaders > 1 else ''} by default, "
+            f"and --workers {needed}, with a free core each, would hide it all"
+        )
     yield (
-        f"loader-bound where nothing reads ahead: the images take {waiting:.0%} of the step; "
-        f"{workers}, they would cost nothing, at most {bound:.2f}x."
+        f"loader-bound where nothing reads ahead, as here: the images take {waiting:.0%} of the "
+        f"step; {remedy}: at most {1 / (1 - waiting):.2f}x."
     )
 
 
-def _on_idle_gpu(busy: float, activity: Part) -> Iterator[str]:
+def _fewer_launches(label: str, activity: Part, can_grow: bool) -> str:
+    remedies = ["a larger batch"] if can_grow else []
+    if label == "inference":
+        graphs = [] if activity["graph_launches"] else ["CUDA graphs"]
+        remedies += [*graphs, "torch.compile: benchmark_inference.py times them"]
+    return f" ({', '.join(remedies)})" if remedies else ""
+
+
+def _on_idle_gpu(busy: float, activity: Part, remedies: str) -> Iterator[str]:
     """Idle time of a step that runs freely, split as the gaps of the traced step are."""
     gaps_ms = activity["idle_after_syncs_ms"] + activity["idle_between_launches_ms"]
-    after_syncs = activity["idle_after_syncs_ms"] / gaps_ms if gaps_ms else 0.0
+    if not gaps_ms:  # it idles before the first work or after the last: nobody knows why
+        return
+    after_syncs = activity["idle_after_syncs_ms"] / gaps_ms
     syncing, launching = (1 - busy) * after_syncs, (1 - busy) * (1 - after_syncs)
     if launching > IDLE_SHARE:
         mean_us = activity["gpu_busy_ms"] / max(1, activity["kernels"]) * 1e3
         yield (
             f"launch-bound: the GPU is idle {launching:.0%} of the step between "
             f"{activity['kernel_launches']} launches of {mean_us:.0f} us of work each; fewer and "
-            "larger ones (a larger batch, CUDA graphs, torch.compile) would give at most "
-            f"{1 / (1 - launching):.2f}x."
+            f"larger ones{remedies} would give at most {1 / (1 - launching):.2f}x."
         )
     if syncing > IDLE_SHARE:
         yield (
@@ -79,40 +123,56 @@ def _on_idle_gpu(busy: float, activity: Part) -> Iterator[str]:
         )
 
 
-def _on_stages(share: Mapping[str, float]) -> Iterator[str]:
+def _on_stages(share: Mapping[str, float], device: str) -> Iterator[str]:
     stages = {name: s for name, s in share.items() if name not in (DATA_WAIT, OTHER)}
     if not stages:
         return
     name = max(stages, key=stages.__getitem__)
     if stages[name] > LARGE_SHARE:
+        step = "the step" if device == "cpu" else "a step that waits after every stage"
         yield (
-            f"the largest stage is {name} with {stages[name]:.0%} of the step; made twice as fast "
+            f"the largest stage is {name} with {stages[name]:.0%} of {step}; made twice as fast "
             f"it would give {1 / (1 - stages[name] / 2):.2f}x."
         )
-    updating = stages.get("optimizer", 0.0)
-    if updating > OPTIMIZER_SHARE:
+
+
+def _on_optimizer(updating: float, can_grow: bool) -> Iterator[str]:
+    if updating > OPTIMIZER_SHARE and can_grow:
         yield (
-            f"the optimizer takes {updating:.0%} of the step, the same at every batch size; with "
-            f"twice the batch it would be {updating / (2 - updating):.0%}."
+            f"the optimizer takes {updating:.0%} of the step, whatever the batch size; with twice "
+            f"the batch, where all else doubles, it would be {updating / (2 - updating):.0%}."
         )
 
 
-def _on_arithmetic(flops: Part, share: Mapping[str, float]) -> Iterator[str]:
-    reached = flops["computing_share_of_peak"]
-    networks = sum(share.get(name, 0.0) for name in NETWORKS)
-    figures = (
-        f"the networks run at {flops['computing_gflop_s']:.0f} GFLOP/s, {reached:.0%} of what "
-        "this machine was measured to do"
+def _smaller(label: str, part: Part, setting: Setting) -> str:
+    """What leaves the networks less to do."""
+    remedies = "smaller images, a lighter architecture"
+    has_half = part["precision"] != "float32" or setting.half_precision == "off"
+    if label == "training" and not has_half:  # inference has it wherever it is native
+        remedies += f", --amp {setting.half_precision}"
+    return remedies
+
+
+def _on_roofline(found: Part, who: str, smaller: str, can_grow: bool) -> Iterator[str]:
+    arithmetic = (
+        f"{found['arithmetic_ms']:.0f} ms for arithmetic, at the {found['peak_gflop_s']:.0f} "
+        "GFLOP/s measured here"
     )
-    if networks <= LARGE_SHARE:
-        return
-    if reached >= NEAR_THE_PEAK:
+    memory = (
+        f"{found['memory_ms']:.0f} ms for moving data, at the {found['copy_gb_s']:.1f} GB/s "
+        "measured here"
+    )
+    spent = f"of {found['measured_ms']:.0f} ms {who} at least"
+    less = f"what helps is less of it ({smaller})"
+    if found["bound"] == "arithmetic":
+        yield f"compute-bound: {spent} {arithmetic}; {less}."
+    elif found["bound"] == "memory":
+        yield f"memory-bound: {spent} {memory}; {less}."
+    elif found["bound"] == "both":
+        yield f"bound by arithmetic and memory: {spent} {arithmetic}, and {memory}; {less}."
+    elif found["bound"] == "neither":
+        larger = "; whether a larger --batch-size helps, a second profile tells" * can_grow
         yield (
-            f"compute-bound: {figures}; what helps is less arithmetic (smaller images, a lighter "
-            "architecture, lower precision)."
-        )
-    elif reached < FAR_FROM_IT:
-        yield (
-            f"memory-bound: {figures}; moving data and small operations limit them, not "
-            "arithmetic (channels_last, a larger batch or fused operations may help)."
+            f"neither compute- nor memory-bound: {spent} {arithmetic}, and {memory}; the rest goes "
+            f"into operators that reach neither and into what lies between them{larger}."
         )

@@ -16,6 +16,7 @@ from common.gpu_state import gpu_state
 from phase2_optimization.amp_arm import Precision, TrainingArm, precisions, usual_amp
 from phase2_optimization.amp_batches import Batch, training_batches
 from phase2_optimization.amp_inference import describe, time_inference
+from phase2_optimization.amp_reading import FINAL_LOSS_STEPS
 from phase2_optimization.memory_use import bounded_host_memory
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ BASELINE = "fp32"
 AGAIN = "fp32 (again)"  # the A/A arm: any difference from the baseline is noise
 WARMUP_STEPS = {"cuda": 5, "mps": 5, "cpu": 1}  # a CPU has made one to see the peak memory
 MAX_BATCHES = 32  # different batches of a seed; a longer run goes through them again
-FINAL_LOSS_STEPS = 5  # the final loss is the mean of the last ones: one batch alone is noisy
 EVALUATION_BATCH = 4
 INFERENCE_IMAGES, INFERENCE_ROUNDS = 8, 30
 SLOW = "skipped: bfloat16 is emulated on this CPU, which is slow; --seeds 3 runs everything"
@@ -119,9 +119,12 @@ class AmpComparison:
             UserError: FP32 does not fit.
         """
         wanted = self.settings
+        seeds = len(wanted.seeds)
         log.info(
-            "%d timed steps at batch size %d, %d seeds",
-            *(wanted.steps, wanted.batch_size, len(wanted.seeds)),
+            "Each precision makes %d steps at batch size %d, %d to warm up and %d timed%s",
+            *(self.warmup_steps + wanted.steps, wanted.batch_size),
+            *(self.warmup_steps, wanted.steps),
+            f"; the same with {_more_seeds(seeds - 1)}, not timed" if seeds > 1 else "",
         )
         largest = max(self._batches(wanted.seeds[0]), key=lambda b: b.images.numel())
         for name, record in self.records.items():
@@ -284,6 +287,10 @@ class AmpComparison:
                 given = (self._model, record.precision, images, self.device)
                 row = time_inference(*given, INFERENCE_ROUNDS, seed)
             self.inference.append(row)
+
+
+def _more_seeds(count: int) -> str:
+    return "1 more seed" if count == 1 else f"{count} more seeds"
 
 
 def _parts(steps: int) -> list[int]:

@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from common import artifacts, timing
-from common.comparison import median_interval
+from common import artifacts
+from common.comparison import MIN_ROUNDS, compare, median_interval
+from phase2_optimization.amp_reading import compared_title, speed_title
 
 # Okabe & Ito (2008): told apart with every kind of colour vision; line styles differ as well.
 STYLES = {
@@ -26,6 +27,7 @@ STYLES = {
     "FP32": ("#0072B2", "-"),
     "AMP": ("#E69F00", "--"),
 }
+SMALLEST_RANGE = 2.0  # points of map_50; a smaller one would make much of nothing
 LOG_FROM = 4.0  # times between the medians; a linear scale would flatten the faster arms
 Times = Mapping[str, "np.ndarray | Sequence[float]"]
 Arm = Mapping[str, Any]
@@ -36,8 +38,7 @@ def draw_times(times: Times, path: Path) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(15, 5))
     arms = {name: np.asarray(ms, float) for name, ms in times.items()}
     baseline, *others = arms
-    speedup = _speedup(arms[baseline], arms[others[-1]])
-    _draw_times(axes, arms, others[-1], speedup)
+    _draw_times(axes, arms, _title(arms, baseline, others[-1]))
     _save(figure, path)
 
 
@@ -48,8 +49,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     grid = figure.add_gridspec(2, 6)
     above = [figure.add_subplot(grid[0, start : start + 2]) for start in (0, 2, 4)]
     times = {arm["name"]: np.asarray(arm["step_times_ms"], float) for arm in arms}
-    amp = next((arm for arm in arms if arm["name"] == report["usual_amp"]), None)
-    _draw_times(above, times, report["usual_amp"], amp["speedup"] if amp else None)
+    _draw_times(above, times, speed_title(report))
     _draw_losses(figure.add_subplot(grid[1, :4]), arms, report)
     _draw_scores(figure.add_subplot(grid[1, 4:]), arms, report)
     machine = report["environment"]
@@ -75,9 +75,7 @@ def _save(figure: Figure, path: Path) -> None:
 # --- step times -------------------------------------------------------------------------------
 
 
-def _draw_times(
-    axes: Sequence[Axes], times: Mapping[str, np.ndarray], amp: str, speedup: Any
-) -> None:
+def _draw_times(axes: Sequence[Axes], times: Mapping[str, np.ndarray], title: str) -> None:
     """The spread of the step times, their medians, and their course."""
     spread, bars, course = axes
     if not times:
@@ -90,17 +88,20 @@ def _draw_times(
         drawn["boxes"][place].set(facecolor=colour, alpha=0.7)
         median, (low, high) = median_interval(ms)
         bars.bar(place, median, 0.6, color=colour, alpha=0.85)
-        if len(ms) > 1:  # one step has no interval
+        top = median
+        if len(ms) >= MIN_ROUNDS:  # fewer steps carry no interval
+            top = high
             error = [[max(0.0, median - low)], [max(0.0, high - median)]]
             bars.errorbar(place, median, error, color="0.2", capsize=8)
-        bars.text(place, high, f"{median:.1f} ms", ha="center", va="bottom")
+        bars.text(place, top, f"{median:.1f} ms", ha="center", va="bottom")
         course.plot(range(1, len(ms) + 1), ms, label=name, color=colour, linestyle=line)
     spread.set_xticks(range(1, len(times) + 1), list(times))
     spread.set_title("Training time distribution")
     bars.set_xticks(range(len(times)), list(times))
     bars.margins(y=0.15)
-    bars.set_ylabel("median step (ms), 95% interval")
-    bars.set_title(_speedup_title(amp, speedup))
+    told = any(len(ms) >= MIN_ROUNDS for ms in times.values())
+    bars.set_ylabel("median step (ms), 95% interval" if told else "median step (ms)")
+    bars.set_title(title or "Median step times", fontsize=11)
     course.set_title("Time progression")
     course.set_xlabel("timed step")
     course.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -118,21 +119,13 @@ def _draw_times(
     course.legend(frameon=False)
 
 
-def _speedup_title(amp: str, speedup: Any) -> str:
-    if not speedup or speedup["ratio"] is None:
-        return "Median step times"
-    title = f"Speed-up of {amp}: {speedup['ratio']:.2f}x"
-    if speedup["ci95"] is None:
-        return title
-    low, high = speedup["ci95"]
-    return f"{title} [{low:.2f}, {high:.2f}]"
-
-
-def _speedup(baseline: np.ndarray, candidate: np.ndarray) -> dict[str, Any]:
+def _title(arms: Mapping[str, np.ndarray], baseline: str, name: str) -> str:
     """Arms of equal length are taken to come from the same rounds; others have no interval."""
-    if len(baseline) == len(candidate):
-        return timing.ratio_with_ci(baseline, candidate)
-    return {"ratio": float(np.median(baseline) / np.median(candidate)), "ci95": None}
+    before, after = arms[baseline], arms[name]
+    if len(before) != len(after):
+        ratio = np.median(before) / np.median(after)
+        return f"median of {name}: {ratio:.2f}x the speed of {baseline}\n(not paired: no interval)"
+    return compared_title(name, baseline, compare(before, after).as_dict(), len(before))
 
 
 # --- what was learnt --------------------------------------------------------------------------
@@ -159,8 +152,15 @@ def _draw_losses(axis: Axes, arms: Sequence[Arm], report: Mapping[str, Any]) -> 
         of = f"mean of {len(shared)} seeds" if len(shared) > 1 else f"seed {shared[0]}"
         places = np.arange(1, len(mean) + 1)
         axis.plot(places, mean, color=colour, linestyle=line, label=f"{name}, {of}")
+    steps, last = report["steps"], report["final_loss_is_the_mean_of_steps"]
+    axis.axvspan(
+        *(steps - last + 0.5, steps + 0.5),
+        color="0.5",
+        alpha=0.12,
+        label=f"final loss: mean of the last {last} steps",
+    )
     axis.set_title("Training loss")
-    axis.set_xlabel("step")
+    axis.set_xlabel(f"step; the first {report['warmup_steps']} to warm up, not timed")
     axis.set_ylabel("loss")
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -170,7 +170,7 @@ def _draw_losses(axis: Axes, arms: Sequence[Arm], report: Mapping[str, Any]) -> 
 
 
 def _draw_scores(axis: Axes, arms: Sequence[Arm], report: Mapping[str, Any]) -> None:
-    """map_50 of every seed, with a line through FP32's mean."""
+    """map_50 of every seed, their means, and the range of FP32's."""
     shown = [arm for arm in arms if arm["over_seeds"]["map_50"]]
     for place, arm in enumerate(shown):
         values = 100 * np.array(arm["over_seeds"]["map_50"]["values"])
@@ -179,10 +179,17 @@ def _draw_scores(axis: Axes, arms: Sequence[Arm], report: Mapping[str, Any]) -> 
         axis.scatter(place + np.array(offsets), values, s=60, color=colour, zorder=3)
         axis.plot([place - 0.28, place + 0.28], [values.mean()] * 2, color=colour, linewidth=2)
         if arm["name"] == report["baseline"]:
-            axis.axhspan(values.min(), values.max(), color=colour, alpha=0.12)
+            label = f"range of {arm['name']}'s seeds"
+            axis.axhspan(values.min(), values.max(), color=colour, alpha=0.12, label=label)
     axis.set_xticks(range(len(shown)), [arm["name"] for arm in shown])
     axis.set_xlim(-0.6, len(shown) - 0.4)
     axis.set_title(f"map_50 on {report['evaluated_images']} images after {report['steps']} steps")
-    axis.set_ylabel("map_50, points; a dot per seed")
+    axis.set_ylabel("map_50 (points); dots: seeds, lines: means")
     axis.grid(axis="y", alpha=0.3)
     axis.margins(y=0.3)
+    low, high = axis.get_ylim()
+    if high - low < SMALLEST_RANGE:
+        middle = (low + high) / 2
+        axis.set_ylim(middle - SMALLEST_RANGE / 2, middle + SMALLEST_RANGE / 2)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False)

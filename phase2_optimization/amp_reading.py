@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.cli import log
+from common.comparison import MIN_ROUNDS
 from phase2_optimization.amp_inference import STOCK
 
 Report = Mapping[str, Any]
 Arm = Mapping[str, Any]
 NOTHING = "–"
+FINAL_LOSS_STEPS = 5  # the final loss is the mean of the last ones: one batch alone is noisy
+LEARNT = {"final_loss": "final loss", "map": "map", "map_50": "map_50"}
+MEMORY_DOUBT = 0.05  # of a resident set, which holds libraries and what an allocator keeps
 MANY_SKIPPED = 0.1  # of the steps; loss scaling skips a few while it finds its scale
 EMULATED = "this CPU has no bfloat16 instructions and emulates them"
 
@@ -43,10 +47,7 @@ def _training(report: Report, fp32: Arm, amp: Arm) -> str:
         return f"{parts[0]}, until it ran out of memory"
     if amp["skipped_steps"] > MANY_SKIPPED * sum(len(run["loss"]) for run in amp["runs"]):
         parts.append(f"{amp['skipped_steps']} of its steps were skipped: gradients overflowed")
-    if fp32["peak_memory_mib"] and amp["peak_memory_mib"]:
-        change = amp["peak_memory_mib"] / fp32["peak_memory_mib"] - 1
-        parts.append(f"its peak memory is {change:+.0%} ({report['memory_kind']})")
-    parts.append(_accuracy(report, amp))
+    parts += [_memory(report, fp32, amp), _accuracy(report, amp)]
     return "; ".join(part for part in parts if part)
 
 
@@ -63,37 +64,86 @@ def _speed(report: Report, amp: Arm) -> str:
             f"no difference in training speed can be told between {name} and fp32: "
             f"{_times(speedup)}, where two equal fp32 arms give {_times(speedup['noise'])}{because}"
         )
-    few = f"{report['timed_steps']} timed steps" if report["timed_steps"] > 1 else "one timed step"
-    return f"{few} cannot tell training speeds apart{because}"
+    return f"{_few(report['timed_steps'])} cannot tell training speeds apart{because}"
+
+
+def speed_title(report: Report) -> str:
+    """The speed of the usual AMP as the reading has it, short enough for a picture; "" where it
+    was not compared."""
+    arms = {arm["name"]: arm for arm in report["arms"]}
+    fp32, amp = arms["fp32"], arms[report["usual_amp"]]
+    for arm in (fp32, amp):
+        if arm["status"].startswith("invalid"):
+            return f"{arm['name']} is invalid: speeds are worth nothing"
+    if amp["speedup"]["ratio"] is None:
+        return ""
+    return compared_title(amp["name"], "fp32", amp["speedup"], report["timed_steps"])
+
+
+def compared_title(name: str, baseline: str, speedup: Mapping[str, Any], steps: int) -> str:
+    """A comparison of `common.comparison` in a line or two, no ratio where none can be told."""
+    if speedup["verdict"] in ("faster", "slower"):
+        return f"{name} is {speedup['verdict']}: {_times(speedup)} the speed of {baseline}"
+    if speedup["verdict"] == "within noise":
+        noise = speedup["noise"] and f", two equal arms: {_times(speedup['noise'])}"
+        return (
+            f"no difference between {name} and {baseline} can be told\n"
+            f"({_times(speedup)}{noise or ''})"
+        )
+    return f"{_few(steps)} cannot tell {name} and {baseline} apart"
+
+
+def _few(steps: int) -> str:
+    return f"{steps} timed steps" if steps > 1 else "one timed step"
+
+
+def _memory(report: Report, fp32: Arm, amp: Arm) -> str:
+    if not (fp32["peak_memory_mib"] and amp["peak_memory_mib"]):
+        return ""
+    change, kind = amp["peak_memory_mib"] / fp32["peak_memory_mib"] - 1, report["memory_kind"]
+    text = f"{_signed(100 * change, 0)}%"
+    if "resident" in kind and abs(change) < MEMORY_DOUBT:
+        return f"no difference in peak memory can be told ({text}, {kind})"
+    return f"its peak memory is {text} ({kind})"
 
 
 def _accuracy(report: Report, arm: Arm) -> str:
     """How far loss and mAP are from FP32's, and whether another seed would have moved FP32 so."""
-    found = [
-        (difference, words)
-        for metric, words in (("final_loss", "final loss"), ("map_50", "map_50"))
+    found = {
+        metric: difference
+        for metric in LEARNT
         if (difference := (arm["against_fp32"] or {}).get(metric))
-    ]
+    }
     if not found:
         return ""
-    seeds = found[0][0]["seeds"]
-    of_seeds = f"{seeds} seed{'s' if seeds > 1 else ''}"
-    changes = " and ".join(f"its {words} {_change(d, words)}" for d, words in found)
-    text = (
-        f"after {report['steps']} equal steps, with {of_seeds}, "
-        f"{changes} against fp32 (on {report['evaluated_images']} images)"
+    seeds = _seeds(next(iter(found.values()))["seeds"])
+    changes = ", ".join(
+        f"its {LEARNT[metric]} {_change(difference, metric)}{_beside_spread(difference, metric)}"
+        for metric, difference in found.items()
     )
-    if found[0][0]["fp32_spread"] is None:
+    text = (
+        f"after {report['steps']} equal steps ({report['warmup_steps']} to warm up), with {seeds}, "
+        f"against fp32 (loss: mean of the last {report['final_loss_is_the_mean_of_steps']} steps; "
+        f"map: on {report['evaluated_images']} images): {changes}"
+    )
+    if any(difference["fp32_spread"] is None for difference in found.values()):
         return f"{text}; one seed cannot tell whether that is much"
-    spreads = " and ".join(_size(d["fp32_spread"], words) for d, words in found)
-    outside = [(d, words) for d, words in found if not d["inside_fp32_spread"]]
-    if not outside:
-        return f"{text}; that is no more than fp32's own seeds differ by ({spreads})"
-    names = " and ".join(words for _, words in outside)
-    text = f"{text}; in {names} that is more than fp32's own seeds differ by ({spreads})"
-    if any(_is_told(d) for d, _ in outside):
-        return text
-    return f"{text}, which can be chance: {of_seeds} cannot tell"
+    return f"{text}; fp32's spread is how far its own seeds are apart"
+
+
+def _beside_spread(difference: Mapping[str, Any], metric: str) -> str:
+    if difference["fp32_spread"] is None:
+        return ""
+    spread = f"fp32's spread of {_size(difference['fp32_spread'], metric)}"
+    if difference["inside_fp32_spread"]:
+        return f" (inside {spread})"
+    if _is_told(difference):
+        return f" (outside {spread})"
+    return f" (outside {spread}, which can be chance: {_seeds(difference['seeds'])} cannot tell)"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' if count > 1 else ''}"
 
 
 def _is_told(difference: Mapping[str, Any]) -> bool:
@@ -116,8 +166,8 @@ def _stock(stock: Arm | None) -> str:
     if stock["status"].startswith("invalid"):
         return f"amp_stock is {stock['status']}"
     outside = [
-        f"{words} {_change(difference, words)}"
-        for metric, words in (("final_loss", "final loss"), ("map_50", "map_50"))
+        f"{words} {_change(difference, metric)}"
+        for metric, words in LEARNT.items()
         if (difference := (stock["against_fp32"] or {}).get(metric))
         and difference["inside_fp32_spread"] is False
         and _is_told(difference)
@@ -153,23 +203,30 @@ def _inference(row: Mapping[str, Any]) -> str:
 
 
 def _times(ratio: Mapping[str, Any]) -> str:
-    """1.66x [1.62, 1.68]."""
+    """1.66x [1.62, 1.68]; without the interval where there is none."""
+    if ratio["ci95"] is None:
+        return f"{ratio['ratio']:.2f}x"
     low, high = ratio["ci95"]
     return f"{ratio['ratio']:.2f}x [{low:.2f}, {high:.2f}]"
 
 
 def _change(difference: Mapping[str, Any], metric: str) -> str:
     """-0.3 points [-0.9, +0.3] of map_50, +0.002 [-0.010, +0.014] of a loss."""
-    scale, digits, unit = (100, 1, " points") if metric == "map_50" else (1, 3, "")
-    text = f"{scale * difference['mean']:+.{digits}f}{unit}"
+    scale, digits, unit = (1, 3, "") if metric == "final_loss" else (100, 1, " points")
+    text = f"{_signed(scale * difference['mean'], digits)}{unit}"
     if difference["ci95"] is None:
         return text
-    low, high = (f"{scale * bound:+.{digits}f}" for bound in difference["ci95"])
+    low, high = (_signed(scale * bound, digits) for bound in difference["ci95"])
     return f"{text} [{low}, {high}]"
 
 
+def _signed(value: float, digits: int) -> str:
+    """+0.3, -1.0, and +0.0 for what rounds to nothing from either side."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
 def _size(value: float, metric: str) -> str:
-    return f"{100 * value:.1f} points" if metric == "map_50" else f"{value:.3f}"
+    return f"{value:.3f}" if metric == "final_loss" else f"{100 * value:.1f} points"
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -192,22 +249,32 @@ def log_tables(report: Report) -> None:
             arm["name"],
             *(arm["step_ms"][key] for key in ("p50", "p90", "p99")),
             NOTHING if arm["peak_memory_mib"] is None else f"{arm['peak_memory_mib']:.0f}",
-            NOTHING if speedup["ratio"] is None else _times(speedup),
-            NOTHING if speedup["noise"] is None else _times(speedup["noise"]),
+            *(_cell(ratio, report["timed_steps"]) for ratio in (speedup, speedup["noise"])),
             speedup["verdict"] if arm["status"] == "ok" else arm["status"],
         )
     log.info(
-        "\n%-11s%7s%25s%25s%9s",
-        *(f"{report['steps']} steps", "seeds", "final loss [range]", "map_50 [range]", "skipped"),
+        "\nLearnt in %d steps, %d to warm up and %d timed; the loss is the mean of the last %d",
+        *(report["steps"], report["warmup_steps"], report["steps"] - report["warmup_steps"]),
+        report["final_loss_is_the_mean_of_steps"],
+    )
+    log.info(
+        "%-11s%7s%25s%25s%25s%9s",
+        *("", "seeds", *(f"{words} [range]" for words in LEARNT.values()), "skipped"),
     )
     for arm in (arm for arm in arms if arm["runs"]):
         log.info(
-            "%-11s%7d%25s%25s%9d",
-            arm["name"],
-            len(arm["runs"]),
-            *(_range(arm["over_seeds"][metric]) for metric in ("final_loss", "map_50")),
+            "%-11s%7d%25s%25s%25s%9d",
+            *(arm["name"], len(arm["runs"])),
+            *(_range(arm["over_seeds"][metric]) for metric in LEARNT),
             arm["skipped_steps"],
         )
+
+
+def _cell(ratio: Mapping[str, Any] | None, rounds: int) -> str:
+    """A ratio of so many rounds, of which few carry no interval."""
+    if ratio is None or ratio["ratio"] is None:
+        return NOTHING
+    return _times({**ratio, "ci95": ratio["ci95"] if rounds >= MIN_ROUNDS else None})
 
 
 def _range(values: Mapping[str, Any] | None) -> str:

@@ -9,7 +9,7 @@ from scipy.special import stdtrit
 from common import timing
 from common.comparison import compare
 from common.gpu_state import warnings_from
-from phase2_optimization.amp_reading import read_result
+from phase2_optimization.amp_reading import FINAL_LOSS_STEPS, read_result
 
 if TYPE_CHECKING:
     from phase2_optimization.amp_comparison import AmpComparison, ArmRecord
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 METRICS = ("final_loss", "map", "map_50")
 LIMITS = (
     "{steps} steps show whether a precision breaks training at once, not whether it trains as "
-    "well for epochs: for that run train.py twice, with --amp off and on, and compare the curves."
+    "well for epochs: for that run train.py twice, with --amp off and on, and compare the curves. "
+    "What inference in half precision costs in mAP is not measured here, but by "
+    "benchmark_inference.py."
 )
 NOT_COMPARED = {"ratio": None, "ci95": [None, None], "noise": None, "verdict": None}
 Run = Mapping[str, Any]
@@ -31,7 +33,9 @@ def results(comparison: "AmpComparison") -> dict[str, Any]:
     before, after = comparison.gpu_before, comparison.gpu_after
     report = {
         "steps": steps,
+        "warmup_steps": comparison.warmup_steps,
         "timed_steps": len(records["fp32"].step_ms),
+        "final_loss_is_the_mean_of_steps": min(FINAL_LOSS_STEPS, steps),
         "batch_size": settings.batch_size,
         "seeds": list(settings.seeds),
         "timed_seed": settings.seeds[0],

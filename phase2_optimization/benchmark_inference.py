@@ -20,7 +20,7 @@ Writes outputs/metrics/inference_benchmark.json and inference_benchmark.png.
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,12 +134,13 @@ def measure(
         UserError: nothing fits into memory, or no time can be believed.
     """
     from phase2_optimization.conclusion import finalists
+    from phase2_optimization.ladder_report import log_batch_size
 
     sizes = batch_sizes or [1]
     benchmark.check(names, sizes, skipped)
     for batch_size in sizes:
         benchmark.time(batch_size)
-        log_batch_size(benchmark.rows, batch_size)
+        log_batch_size(benchmark.rows, batch_size, benchmark.noise)
     if not benchmark.times:
         what = f"nothing could be timed ({benchmark.rows[0]['status']})"
         raise UserError(f"--batch-sizes {min(sizes)}", what, "use smaller ones, or run it again")
@@ -166,9 +167,33 @@ def findings(
         "timed": TIMED,
         "tf32": "off in the baseline and under stock autocast, on in all other variants on CUDA",
         "gpu_state": {"before": benchmark.gpu_before, "after": after},
-        "warnings": warnings_from(benchmark.gpu_before, after),
+        "warnings": [
+            *warnings_from(benchmark.gpu_before, after),
+            *waiting_warnings(benchmark.processor_shares),
+        ],
         **conclude(benchmark, latency_budget_ms, seed),
     }
+
+
+def waiting_warnings(shares: Mapping[str, float]) -> list[str]:
+    """What to know of the rounds in which the processor was shared; nothing where it was not.
+
+    Args:
+        shares: a set of rounds -> the share of its time in which the main thread ran.
+    """
+    from common.processor_share import waiting_told
+
+    told = {label: waiting_told(label, share) for label, share in shares.items()}
+    disturbed = [label for label, sentence in told.items() if sentence]
+    if not disturbed:
+        return []
+    worst = min(disturbed, key=shares.__getitem__)
+    others = [label for label in disturbed if label != worst]
+    less = f" Less so during: {', '.join(others)}." if others else ""
+    return [
+        f"{told[worst]}{less} Batch sizes are timed apart, so a neighbour that comes and goes may "
+        "have led a search astray: run it again on a quiet machine."
+    ]
 
 
 def choose_variants(
@@ -183,7 +208,7 @@ def choose_variants(
 
     for name in asked or ():
         if name not in VARIANTS:
-            raise UserError(f"--variants {name}", "unknown", f"use {', '.join(VARIANTS)}")
+            raise UserError("--variants", *cli.unknown_choice(name, VARIANTS))
     if asked is not None:
         return list(dict.fromkeys([BASELINE, *asked])), {}
     names = [name for name, variant in VARIANTS.items() if device.type in variant.devices]
@@ -225,63 +250,27 @@ def workshop(
 def search_batch_size(benchmark: "Benchmark", latency_budget_ms: float | None, seed: int) -> None:
     """Looks for the best batch size of the fastest variant and of the baseline beside it."""
     from phase2_optimization.conclusion import conclude
+    from phase2_optimization.ladder_report import log_batch_size
     from phase2_optimization.variants import BASELINE
 
     fastest = conclude(benchmark, latency_budget_ms, seed)["fastest_variant"]
     name = fastest or BASELINE
+    shown = {row["batch_size"] for row in benchmark.rows}
     tried = benchmark.search(name, latency_budget_ms)
-    for batch_size in tried:
-        rows = [row for row in benchmark.rows if row["variant"] in (name, BASELINE)]
-        log_batch_size(rows, batch_size)
+    for batch_size in (size for size in tried if size not in shown):
+        log_batch_size(benchmark.rows, batch_size, benchmark.noise)
 
 
 def show(report: dict[str, Any], picture: Path) -> None:
     """Tells the result and draws it."""
-    from phase2_optimization import benchmark_plot
+    from phase2_optimization import benchmark_plot, ladder_report
 
+    ladder_report.log_finals(report["timed_side_by_side"])
     for warning in report["warnings"]:
         log.warning("warning: %s", warning)
     log.info("%s", report["conclusion"])
-    log_budget(report)
+    ladder_report.log_budget(report)
     benchmark_plot.draw(report, picture)
-
-
-def log_budget(report: dict[str, Any]) -> None:
-    budget, best = report["latency_budget_ms"], report["best_within_latency_budget"]
-    if budget is None:
-        return
-    if best is None:
-        log.info("Nothing that was measured keeps p90 within %g ms.", budget)
-        return
-    log.info(
-        "Best within %g ms: %s at batch size %d, %.1f images/s, p90 %.1f ms",
-        *(budget, best["variant"], best["batch_size"], best["throughput_img_s"], best["p90_ms"]),
-    )
-
-
-def log_batch_size(rows: Sequence[dict[str, Any]], batch_size: int) -> None:
-    log.info(
-        "\n%-20s%9s%9s%9s%9s%9s  %-20s%8s%8s",
-        f"batch size {batch_size}",
-        *("p50 ms", "p90 ms", "p99 ms", "img/s", "MiB", "speed-up [95%]", "step", "map"),
-    )
-    for row in (row for row in rows if row["batch_size"] == batch_size):
-        if row["latency_ms"] is None:
-            log.info("%-20s  %s", row["variant"], row["status"])
-            continue
-        log.info(
-            "%-20s%9.1f%9.1f%9.1f%9.1f%9s  %-20s%8s%8s  %s",
-            row["variant"],
-            *(row["latency_ms"][key] for key in ("p50", "p90", "p99")),
-            row["throughput_img_s"],
-            "–" if row["peak_memory_mib"] is None else f"{row['peak_memory_mib']:.0f}",
-            "–"
-            if row["speedup"] is None
-            else "{:.2f} [{:.2f}, {:.2f}]".format(row["speedup"]["ratio"], *row["speedup"]["ci95"]),
-            "–" if row["step"] is None else f"{row['step']['ratio']:.2f}x",
-            "–" if row["map"] is None else f"{row['map']:.3f}",
-            row["verdict"] if row["status"] == "ok" else row["status"],
-        )
 
 
 def batch_size_list(text: str) -> list[int] | None:
@@ -303,10 +292,12 @@ def name_list(text: str) -> list[str]:
 
 
 def width_by_height(text: str) -> tuple[int, int]:
-    """`640x480` -> (640, 480); `640` is a square."""
+    """`640x480` -> (640, 480); `640` is a square: (640, 640)."""
     sides = [cli.positive_int(side) for side in text.lower().split("x")]
     if len(sides) > 2 or max(sides) > MAX_SIDE:
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT up to {MAX_SIDE} pixels")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not WIDTHxHEIGHT, or one number for a square, up to {MAX_SIDE} pixels"
+        )
     return sides[0], sides[-1]
 
 
@@ -347,7 +338,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--image-size",
         type=width_by_height,
         metavar="WIDTHxHEIGHT",
-        help="resize the timed images (default: the most common size of the val split)",
+        help="resize the timed images, without keeping their shape; one number is a square: 640 is "
+        "640x640 (default: the most common size of the val split)",
     )
     parser.add_argument(
         "--max-images", type=cli.positive_int, default=MAX_IMAGES, help="images to compute mAP on"

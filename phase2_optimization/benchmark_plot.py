@@ -1,6 +1,7 @@
 """The picture of an inference benchmark: the ladder as a waterfall, speed against accuracy, and
 throughput by batch size."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,11 @@ import matplotlib
 
 matplotlib.use("Agg")  # no display is needed
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from common import artifacts
 
@@ -18,6 +23,8 @@ GAIN, LOSS, TOTAL, INVALID = "#0072B2", "#D55E00", "#000000", "#999999"
 LINES = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MAX_LINES = len(LINES)  # variants in the picture of throughput: the fastest ones
+PALE, FULL = 0.3, 0.85  # opacity of a bar whose step is nothing, and of one that is told
+TICK_SHARE = 0.07  # of an axis: the least room between two numbers on it
 
 Row = Mapping[str, Any]
 
@@ -29,7 +36,11 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     first = [row for row in rows if row["batch_size"] == batch_size]
     height = max(5.5, 1.5 + 0.42 * len(first))
     figure, axes = plt.subplots(
-        1, 3, figsize=(19, height), gridspec_kw={"width_ratios": [1.5, 1.1, 0.9]}
+        1,
+        3,
+        figsize=(19, height),
+        gridspec_kw={"width_ratios": [1.5, 1.1, 0.9]},
+        layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1),  # inches
     )
     try:
         draw_waterfall(axes[0], first, report)
@@ -43,7 +54,6 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
             f"torch {machine['packages']['torch']}",
             fontsize=11,
         )
-        figure.tight_layout()
         with artifacts.atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=110)
     finally:
@@ -58,35 +68,76 @@ def draw_waterfall(axis: Axes, rows: Sequence[Row], report: Mapping[str, Any]) -
         axis.set_axis_off()
         return
     for place, row in enumerate(shown):
-        name, valid = row["variant"], row["status"] == "ok"
+        valid = row["status"] == "ok"
         below = row["step"]["over"] if row.get("step") else None
-        start, end = ratio.get(below, 0.0), ratio[name]
-        colour = TOTAL if below is None else GAIN if end >= start else LOSS
-        axis.barh(
-            place,
-            end - start,
-            left=start,
-            height=0.62,
-            color=colour if valid else "white",
-            edgecolor=colour if valid else INVALID,
-            hatch=None if valid else "//",
-            alpha=0.85,
-        )
-        low, high = row["speedup"]["ci95"]
-        axis.plot([low, high], [place, place], color="0.35", linewidth=2, solid_capstyle="butt")
+        start, end = ratio.get(below, 0.0), ratio[row["variant"]]
+        axis.barh(place, end - start, left=start, height=0.62, **_bar_style(row, start))
+        interval = row["speedup"]["ci95"] or []
+        if interval:
+            axis.plot(interval, [place] * 2, color="0.35", linewidth=2, solid_capstyle="butt")
         note = "" if valid else " invalid"
-        axis.text(max(high, start, end), place, f"  {end:.2f}x{note}", va="center", fontsize=9)
+        axis.text(max(start, end, *interval), place, f"  {end:.2f}x{note}", va="center", fontsize=9)
         if below is not None and below in ratio:
             places = [place, _place(shown, below)]
             axis.plot([start] * 2, places, color="0.6", linewidth=0.8, zorder=0)
     noise = report["noise"].get(str(rows[0]["batch_size"]))
     if noise:
-        axis.axvspan(*noise["ci95"], color="0.85", zorder=0, label="noise (equal arms)")
-        axis.legend(loc="lower right", fontsize=8, frameon=False)
+        axis.axvspan(*noise["ci95"], color="0.85", zorder=0)
+    _legend_below(axis, _keys(shown, ratio, bool(noise)), 2)
     axis.set_yticks(range(len(shown)), [_label(row) for row in shown], fontsize=9)
-    axis.set_xlim(0, 1.2 * max(1.0, *(row["speedup"]["ci95"][1] for row in shown)))
-    axis.set_xlabel(f"times as fast as {report['baseline']} (line: 95% interval)")
+    ends = [max([ratio[row["variant"]], *(row["speedup"]["ci95"] or [])]) for row in shown]
+    axis.set_xlim(0, 1.2 * max(1.0, *ends))
+    axis.set_xlabel(f"times as fast as {report['baseline']}")
     axis.set_title(f"What each technique buys, batch size {rows[0]['batch_size']}")
+
+
+def _is_told(row: Row) -> bool:
+    """Whether the rung's own step is more than nothing; earlier reports do not say."""
+    return not row.get("step") or row["step"].get("verdict", "faster") in ("faster", "slower")
+
+
+def _bar_style(row: Row, start: float) -> dict[str, Any]:
+    """Of a bar that begins at `start`, where the rung below ends."""
+    is_total = not row.get("step")
+    colour = TOTAL if is_total else GAIN if row["speedup"]["ratio"] >= start else LOSS
+    if row["status"] == "ok":
+        return {"color": colour, "alpha": FULL if _is_told(row) else PALE}
+    return {"facecolor": "white", "edgecolor": INVALID, "hatch": "//", "alpha": FULL}
+
+
+def _keys(shown: Sequence[Row], ratio: Mapping[str, float], has_noise: bool) -> list[Artist]:
+    """The legend of a waterfall: what is in it."""
+    keys: list[Artist] = [Patch(color=TOTAL, alpha=FULL, label="baseline, or beside the ladder")]
+    rungs = [row for row in shown if row.get("step") and row["status"] == "ok"]
+    gains = {ratio[row["variant"]] >= ratio.get(row["step"]["over"], 0.0) for row in rungs}
+    if True in gains:
+        keys.append(Patch(color=GAIN, alpha=FULL, label="faster than the rung it adds to"))
+    if False in gains:
+        keys.append(Patch(color=LOSS, alpha=FULL, label="slower than the rung it adds to"))
+    if not all(_is_told(row) for row in rungs):
+        label = "pale: the step is not told from nothing"
+        keys.append(Patch(color=GAIN, alpha=PALE, label=label))
+    if any(row["status"] != "ok" for row in shown):
+        label = "invalid: not the baseline's results"
+        keys.append(Patch(facecolor="white", edgecolor=INVALID, hatch="//", label=label))
+    if any(row["speedup"]["ci95"] for row in shown):
+        keys.append(Line2D([], [], color="0.35", linewidth=2, label="95% interval"))
+    if has_noise:
+        keys.append(Patch(color="0.85", label="noise: what two equal arms differ by"))
+    return keys
+
+
+def _legend_below(axis: Axes, handles: Sequence[Artist], columns: int) -> None:
+    """Under the label of the x-axis, where it can hide nothing."""
+    axis.legend(
+        handles=list(handles),
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        borderaxespad=5.0,  # of the font's size
+        ncols=columns,
+        fontsize=8,
+        frameon=False,
+    )
 
 
 def _place(shown: Sequence[Row], name: str) -> int:
@@ -131,7 +182,13 @@ def draw_pareto(axis: Axes, rows: Sequence[Row], images: int) -> None:
     axis.set_xlim(0, 1.08 * max(x for x, _, _ in points))
     axis.set_xlabel("images per second")
     axis.set_ylabel(f"mAP on {images} images, points (IoU 0.50:0.95)")
-    axis.set_title("Speed against accuracy (hollow: invalid)")
+    axis.set_title("Speed against accuracy")
+    best = Line2D([], [], color="0.6", marker="o", markerfacecolor=GAIN, markeredgecolor=GAIN)
+    best.set_label("on the line, named: no other is better in both")
+    invalid = Line2D([], [], linestyle="", marker="o", markerfacecolor="none", color=INVALID)
+    invalid.set_label("invalid")
+    has_invalid = any(row["status"] != "ok" for _, _, row in points)
+    _legend_below(axis, [best, invalid] if has_invalid else [best], 2)
     axis.grid(alpha=0.3)
 
 
@@ -164,11 +221,22 @@ def _draw_throughput(axis: Axes, rows: Sequence[Row]) -> None:
         )
     sizes = sorted({row["batch_size"] for row in rows})
     axis.set_xscale("log", base=2)
-    axis.set_xticks(sizes, [str(size) for size in sizes])
+    named = spaced(sizes)
+    axis.set_xticks(sizes, [str(size) if size in named else "" for size in sizes])
     axis.minorticks_off()
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.06 * max(best.values()))
     axis.set_xlabel("batch size")
     axis.set_ylabel("images per second")
     axis.set_title("Throughput of the fastest valid ones")
-    axis.legend(fontsize=8, frameon=False)
+    _legend_below(axis, axis.get_lines(), 2)
     axis.grid(alpha=0.3)
+
+
+def spaced(sizes: Sequence[int]) -> list[int]:
+    """Those of ascending batch sizes whose numbers have room beside each other on a log axis."""
+    span = math.log2(sizes[-1] / sizes[0])
+    named = [sizes[0]]
+    for size in sizes[1:]:
+        if math.log2(size / named[-1]) >= TICK_SHARE * span:
+            named.append(size)
+    return named

@@ -83,7 +83,7 @@ def _highest_rate(work: Iterable[Work], device: torch.device) -> float:
         if flops / 1e9 > highest * LONG_S > 0:
             break
         try:
-            seconds = _fastest_s(prepare(), device)
+            seconds = fastest_s(prepare(), device)
         except RuntimeError as error:
             if highest and timing.is_out_of_memory(error):
                 break
@@ -92,14 +92,15 @@ def _highest_rate(work: Iterable[Work], device: torch.device) -> float:
     return highest
 
 
-def _fastest_s(call: Callable[[], object], device: torch.device) -> float:
+def fastest_s(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call in the fastest of some repetitions."""
     call()  # chooses a kernel
-    calls, fastest_s = CALLS[device.type], math.inf
+    calls, fastest = CALLS[device.type], math.inf
     for _ in range(REPEATS):
         timing.synchronize(device)
         started = perf_counter()
         for _ in range(calls):
             call()
         timing.synchronize(device)
-        fastest_s = min(fastest_s, (perf_counter() - started) / calls)
-    return fastest_s
+        fastest = min(fastest, (perf_counter() - started) / calls)
+    return fastest

@@ -8,8 +8,8 @@
 Profiles the training step of phase 1 and inference as the video pipeline runs it (in the half
 precision that the device computes natively, if any), each beside torchvision's own in FP32. Writes
 into outputs/metrics: profile.json (stages, forced waits for the device, kernel launches, arithmetic
-against this machine's measured peak, advice), profile_memory.png (memory in the course of a step)
-and profile_trace.json.gz, which https://ui.perfetto.dev opens.
+and traffic against what this machine was measured to do, advice), profile_memory.png (memory in the
+course of a step) and profile_trace.json.gz, which https://ui.perfetto.dev opens.
 
 `GPUProfiler` is the small tool for code of your own:
 

@@ -32,7 +32,8 @@ WAITING_OPERATIONS = frozenset(
 OWN_OPERATORS: Mapping[str, Any] = {"detection::nms_mask": inference_ops.nms_mask}
 
 # Calls of the CUDA runtime and driver as a trace names them.
-LAUNCHES = ("LaunchKernel", "LaunchCooperativeKernel", "GraphLaunch")
+GRAPH_LAUNCH = "GraphLaunch"
+LAUNCHES = ("LaunchKernel", "LaunchCooperativeKernel", GRAPH_LAUNCH)
 WAITS = ("StreamSynchronize", "DeviceSynchronize", "EventSynchronize", "CtxSynchronize")
 WAITING_COPIES = ("cudaMemcpy", "cudaMemcpy2D")  # those without Async in their name
 HOST_CALLS = ("cuda_runtime", "cuda_driver")
@@ -50,7 +51,8 @@ def device_activity(events: Iterable[Event], step: str) -> dict[str, Any] | None
         step: the label (`record_function`) the step ran under.
 
     Returns:
-        `kernel_launches` and `host_syncs`, counts of calls, `syncs_by_call`; `kernels`, the number
+        `kernel_launches`, of them `graph_launches`, and `host_syncs`, counts of calls,
+        `syncs_by_call`; `kernels`, the number
         of kernels that ran; and in milliseconds `gpu_busy_ms` (something ran),
         `idle_after_syncs_ms` and `idle_between_launches_ms`, gaps from the first to the last
         of its device work, in which the host had just waited, or had not. None if no work was
@@ -72,6 +74,7 @@ def device_activity(events: Iterable[Event], step: str) -> dict[str, Any] | None
     after_syncs, between_launches = _gaps(busy, [call["ts"] + call["dur"] for call in waits])
     return {
         "kernel_launches": sum(any(part in call["name"] for part in LAUNCHES) for call in calls),
+        "graph_launches": sum(GRAPH_LAUNCH in call["name"] for call in calls),
         "kernels": sum(event["cat"] == "kernel" for event in work),
         "host_syncs": len(waits),
         "syncs_by_call": dict(Counter(call["name"] for call in waits).most_common()),
@@ -111,10 +114,36 @@ def _gaps(busy: Sequence[tuple[float, float]], wait_ends: Sequence[float]) -> tu
     return after_syncs, between_launches
 
 
-class OperationCounter(TorchDispatchMode):
-    """Counts the operations a device runs inside a `with` block and those it is waited for.
+class OperatorMode(TorchDispatchMode):
+    """Sees every operation that runs on a device inside a `with` block, taken apart where it is a
+    compound one; what runs on the CPU beside a GPU (decoding, say) is not seen."""
 
-    What runs on the CPU beside a GPU (decoding, say) is not counted.
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Called after each operation, for those that inherit."""
+        raise NotImplementedError
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        with self:  # inference mode hands over compound operations whole: look at their parts
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
+        body = OWN_OPERATORS.get(name_of_operator(func))
+        if body is not None:
+            with self:
+                return body._init_fn(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if self._device.type in _device_types((args, kwargs, result)):
+            self.note(func, args, kwargs, result)
+        return result
+
+
+class OperationCounter(OperatorMode):
+    """Counts the operations of a device and those it is waited for.
 
     Attributes:
         operations: all of them; each is at least one kernel launch on a GPU, views aside.
@@ -123,41 +152,37 @@ class OperationCounter(TorchDispatchMode):
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self._device = device
+        super().__init__(device)
         self.operations = 0
         self.copies = 0
         self.waits: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        with self:  # inference mode hands over compound operations whole: count their parts
-            parts = func.decompose(*args, **(kwargs or {}))
-        if parts is not NotImplemented:
-            return parts
-        body = OWN_OPERATORS.get(func.name().split(".")[0])
-        if body is not None:
-            with self:
-                return body._init_fn(*args, **(kwargs or {}))
-        result = func(*args, **(kwargs or {}))
-        devices = {t.device.type for t in _tensors((args, kwargs, result))}
-        if self._device.type not in devices:
-            return result
+    def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         self.operations += 1
-        name = func.name().split(".")[0]
+        name = name_of_operator(func)
         if name in WAITING_OPERATIONS:
             self.waits[name] += 1
         elif name in ("aten::index", "aten::index_put", "aten::index_put_") and _has_mask(args[1]):
             self.waits["aten::nonzero"] += 1  # a boolean index is a nonzero inside
-        elif name in ("aten::_to_copy", "aten::copy_") and len(devices) > 1:
+        elif name in ("aten::_to_copy", "aten::copy_") and len(_device_types((args, result))) > 1:
             self.copies += 1
             if result.device.type == "cpu":
                 self.waits["copy to the host"] += 1
-        return result
+
+
+def name_of_operator(func: Any) -> str:
+    """torch.ops.aten.add.Tensor -> "aten::add"."""
+    return func.name().split(".")[0]
+
+
+def tensors_in(values: Any) -> list[torch.Tensor]:
+    """All tensors in nested lists, tuples and dicts."""
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+
+
+def _device_types(values: Any) -> set[str]:
+    return {tensor.device.type for tensor in tensors_in(values)}
 
 
 def _has_mask(indices: Any) -> bool:
     return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
-
-
-def _tensors(values: Any) -> list[torch.Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]

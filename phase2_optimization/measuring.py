@@ -1,7 +1,7 @@
 """The measurement behind benchmark_inference: parity and mAP first, then interleaved timing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -11,35 +11,21 @@ import numpy as np
 from common import evaluation, timing
 from common.cli import UserError, log
 from common.coco import CocoSplit
-from common.comparison import compare
 from common.gpu_state import gpu_state
 from common.models import Detections, Predictor
-from phase2_optimization import batch_search, validity
+from common.processor_share import ProcessorShare
+from phase2_optimization import batch_search
 from phase2_optimization.arms import Arm, ArmFailedError, Pair, Timed
 from phase2_optimization.batch_search import Measured
 from phase2_optimization.builders import VariantUnavailableError, Workshop
+from phase2_optimization.ladder_rows import BASELINE_AGAIN, Check, Rows
 from phase2_optimization.memory_use import HeldMemory, bounded_host_memory
-from phase2_optimization.variants import BASELINE, EXACT, VARIANTS, rungs_below
+from phase2_optimization.variants import BASELINE, EXACT, VARIANTS
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
 
-BASELINE_AGAIN = f"{BASELINE} (again)"  # the A/A arm: any difference from BASELINE is noise
 DISTINCT_BATCHES = 8  # batches of different images that the timed rounds go through
-UNTIMED = "untimed: in every round the clock went back or the machine slept"
-
-
-@dataclass
-class Check:
-    """What is known of a variant before it is timed."""
-
-    failure: str = ""  # why it cannot run at all
-    build_s: float | None = None  # building it and its first call: export, compilation, calibration
-    accuracy: dict[str, Any] = field(default_factory=dict)
-    found: list[Detections] = field(default_factory=list)  # on the evaluated images
-    found_strict: list[Detections] = field(default_factory=list)  # exact rungs on CUDA, no TF32
-    peak_mib: dict[int, float | None] = field(default_factory=dict)  # by batch size
-    out_of_memory: set[int] = field(default_factory=set)  # batch sizes
 
 
 class Benchmark:
@@ -52,6 +38,7 @@ class Benchmark:
             in the same rounds.
         final: the same for arms of several batch sizes, all timed in the same rounds.
         noise: batch size -> ratio and interval of the baseline against its second self.
+        processor_shares: a set of rounds -> the share of its time in which the main thread ran.
         gpu_before: state of the GPU when the first arms were warm, see `common.gpu_state`.
     """
 
@@ -66,17 +53,17 @@ class Benchmark:
         max_images: int,
         seed: int,
     ):
-        self.rows: list[dict[str, Any]] = []
         self.checks: dict[str, Check] = {}
-        self.times: dict[Pair, np.ndarray] = {}
         self.final: dict[Pair, np.ndarray] = {}
-        self.noise: dict[int, dict[str, Any]] = {}
+        self.processor_shares: dict[str, float] = {}
         self.gpu_before: dict[str, Any] | None = None
         self.memory_kind = ""
         self._model, self._workshop, self._split, self._images = model, workshop, split, images
         self._num_iterations, self._time_budget_s = num_iterations, time_budget_s
         self._max_images, self._seed = max_images, seed
         self._device = workshop.device
+        self._made = Rows(self.checks, self._device, seed)
+        self.rows, self.times, self.noise = self._made.rows, self._made.times, self._made.noise
         self._predictors: dict[str, Predictor] = {}
 
     # --- accuracy and memory, one variant at a time so that only its weights are on the device ---
@@ -163,22 +150,26 @@ class Benchmark:
     def time(self, batch_size: int, names: Sequence[str] | None = None) -> None:
         """Times every variant that fits at this batch size and appends a row for each.
 
+        Batch sizes are timed apart, and the machine may be slower at one of them. So the first one
+        of the baseline, the anchor, is in the rounds of all.
+
         Args:
             names: only these, and the baseline; all by default.
         """
         names = list(self.checks) if names is None else list(dict.fromkeys([BASELINE, *names]))
         fitting = [name for name in names if self._may_fit(name, batch_size)]
-        together = self._timed_together([(name, batch_size) for name in fitting])
+        together = self._timed_at(batch_size, fitting)
         for name in names:
             timed = together
             is_left_out = name in fitting and (name, batch_size) not in together.ms
             if is_left_out and self._may_fit(name, batch_size):
                 timed = self._timed_alone(name, batch_size)
-            self._append_row(name, batch_size, timed)
+            self._made.append(name, batch_size, timed)
 
     def time_finalists(self, pairs: Sequence[Pair]) -> None:
         """Times arms of different batch sizes in the same rounds; see `final`."""
-        self.final = self._timed_together(pairs).ms
+        times = self._timed_together(pairs, "side by side").ms
+        self.final = {pair: ms for pair, ms in times.items() if len(ms)}
 
     def _may_fit(self, name: str, batch_size: int) -> bool:
         check = self.checks[name]
@@ -188,9 +179,15 @@ class Benchmark:
         """For an arm that does not fit beside all others: the baseline is all there is beside it,
         or nothing where the two do not fit together."""
         self._drop_predictors()
-        return self._timed_together(
-            [(each, batch_size) for each in dict.fromkeys((BASELINE, name))]
-        )
+        return self._timed_at(batch_size, list(dict.fromkeys((BASELINE, name))))
+
+    def _timed_at(self, batch_size: int, names: Sequence[str]) -> Timed:
+        """The arms beside the baseline's second self, where it is among them, and the anchor."""
+        anchor = self._made.anchor = self._made.anchor or (BASELINE, batch_size)
+        pairs = [(name, batch_size) for name in names]
+        pairs += [(BASELINE_AGAIN, batch_size)] if BASELINE in names else []
+        pairs += [anchor] if pairs and anchor not in pairs else []
+        return self._timed_together(pairs, f"batch size {batch_size}")
 
     def _drop_predictors(self, *kept: str) -> None:
         self._predictors = {
@@ -198,18 +195,18 @@ class Benchmark:
         }
         timing.release_free_memory(self._device)
 
-    def _timed_together(self, pairs: Sequence[Pair]) -> Timed:
+    def _timed_together(self, pairs: Sequence[Pair], label: str) -> Timed:
         """The arms of those pairs that fit into memory beside each other, with their times.
 
-        Where the baseline is among them it gets a second self.
+        Args:
+            label: of these rounds in `processor_shares`.
         """
         left = list(pairs)
-        left += [(BASELINE_AGAIN, batch_size) for name, batch_size in pairs if name == BASELINE]
         while left:
             try:
                 with bounded_host_memory(self._device):
                     arms = {pair: self._arm(pair) for pair in left}
-                    times = self._times(arms)
+                    times = self._times(arms, label)
                     return Timed({pair: arm.found for pair, arm in arms.items()}, times)
             except ArmFailedError as failed:  # go on with the others
                 self._take_note(failed)
@@ -239,20 +236,23 @@ class Benchmark:
                 raise ArmFailedError(pair, error) from error
         return Arm(pair, self._predictors[name], self._batches(batch_size))
 
-    def _times(self, arms: Mapping[Pair, Arm]) -> dict[Pair, np.ndarray]:
+    def _times(self, arms: Mapping[Pair, Arm], label: str) -> dict[Pair, np.ndarray]:
         named = {f"{name} {batch_size}": arm for (name, batch_size), arm in arms.items()}
         timing.warm_up(named, self._device)
         self.gpu_before = self.gpu_before or gpu_state(
             self._device
         )  # now its clocks are those of work
-        times = timing.measure_interleaved(
-            named,
-            rounds=self._num_iterations,
-            warmup=0,
-            device=self._device,
-            seed=self._seed,
-            budget_s=self._time_budget_s * len(arms),
-        )
+        with ProcessorShare(self._device) as processor:
+            times = timing.measure_interleaved(
+                named,
+                rounds=self._num_iterations,
+                warmup=0,
+                device=self._device,
+                seed=self._seed,
+                budget_s=self._time_budget_s * len(arms),
+            )
+        if processor.share is not None:
+            self.processor_shares[label] = min(processor.share, self.processor_shares.get(label, 1))
         return dict(zip(arms, times.values(), strict=True))
 
     def search(self, name: str, latency_budget_ms: float | None) -> list[int]:
@@ -264,11 +264,11 @@ class Benchmark:
                 log.info("Trying batch size %d with %s", batch_size, name)
                 self._check_memory(name, batch_size)
                 self.time(batch_size, [name])
-            times = self.times.get((name, batch_size))
-            if times is None:
+            latest = (row for row in reversed(self.rows) if row["variant"] == name)
+            row = next(row for row in latest if row["batch_size"] == batch_size)
+            if row["latency_ms"] is None:
                 return None
-            latency = timing.summarise(times)
-            return Measured(batch_size / latency["p50"] * 1e3, latency["p90"])
+            return Measured(row["drift_free_img_s"], row["latency_ms"]["p90"])
 
         return list(batch_search.search(measure, latency_budget_ms))
 
@@ -283,79 +283,6 @@ class Benchmark:
         except ArmFailedError as failed:
             self._take_note(failed)
             check.out_of_memory.add(batch_size)
-
-    # --- rows ------------------------------------------------------------------------------------
-
-    def _append_row(self, name: str, batch_size: int, timed: Timed) -> None:
-        check, ms = self.checks[name], timed.ms.get((name, batch_size))
-        row: dict[str, Any] = {
-            "variant": name,
-            "batch_size": batch_size,
-            "iterations": 0 if ms is None else len(ms),
-            "throughput_img_s": None,
-            "latency_ms": None,
-            "peak_memory_mib": check.peak_mib.get(batch_size),
-            "speedup": None,
-            "step": None,
-            "parity": None,
-            "map": check.accuracy.get("map"),
-            "map_50": check.accuracy.get("map_50"),
-            "verdict": None,
-            "status": check.failure or ("oom" if ms is None else UNTIMED),
-        }
-        self.rows.append(row)
-        if ms is None or not len(ms):
-            return
-        self.times[name, batch_size] = ms
-        row["latency_ms"] = timing.summarise(ms)
-        row["throughput_img_s"] = batch_size / row["latency_ms"]["p50"] * 1e3
-        row["step"] = self._step(name, batch_size, timed)
-        row["verdict"] = "baseline" if name == BASELINE else None
-        if (BASELINE, batch_size) in timed.ms:
-            self._compare(row, timed)
-        row["status"] = self._status(name, row)
-
-    def _compare(self, row: dict[str, Any], timed: Timed) -> None:
-        """Fills in what sets a row beside the baseline."""
-        name, batch_size = row["variant"], row["batch_size"]
-        baseline, ms = timed.ms[BASELINE, batch_size], timed.ms[name, batch_size]
-        again = timed.ms.get((BASELINE_AGAIN, batch_size))
-        against = compare(baseline, ms, again, self._seed)
-        row["speedup"] = {"ratio": against.ratio, "ci95": list(against.ci95)}
-        row["parity"] = self._parity(name, batch_size, timed)
-        if name != BASELINE and against.noise:
-            row["verdict"] = against.verdict
-            self.noise[batch_size] = against.noise
-
-    def _step(self, name: str, batch_size: int, timed: Timed) -> dict[str, Any] | None:
-        """How many times as fast the variant is as the next rung below that was timed."""
-        rungs = ((rung, batch_size) for rung in rungs_below(name))
-        below = next((rung for rung in rungs if rung in timed.ms), None)
-        if below is None:
-            return None
-        compared = compare(timed.ms[below], timed.ms[name, batch_size], seed=self._seed)
-        return {"over": below[0], "ratio": compared.ratio, "ci95": list(compared.ci95)}
-
-    def _parity(self, name: str, batch_size: int, timed: Timed) -> dict[str, float | None]:
-        """Against the baseline, on the evaluated images and on the timed batches."""
-        reference, found = list(self.checks[BASELINE].found), list(self.checks[name].found)
-        of_baseline, own = (timed.found[each, batch_size] for each in (BASELINE, name))
-        for index in sorted(of_baseline.keys() & own.keys()):
-            reference += of_baseline[index]
-            found += own[index]
-        return validity.parity(reference, found)
-
-    def _status(self, name: str, row: dict[str, Any]) -> str:
-        """ "ok", or "invalid: …" when results are further from the baseline's than tolerated."""
-        check, baseline = self.checks[name], self.checks[BASELINE]
-        tolerance = VARIANTS[name].tolerance_on(self._device)
-        reason = (
-            validity.broken(check.found, baseline.found)
-            or validity.beyond_map(row["map"], baseline.accuracy["map"], tolerance)
-            or validity.beyond_parity(row["parity"], tolerance)
-            or validity.inexact_without_tf32(baseline.found, check.found_strict)
-        )
-        return f"invalid: {reason}" if reason else "ok"
 
 
 def _failure(name: str, error: BaseException | None) -> str:

@@ -1,7 +1,7 @@
 """Memory in the course of a step, with its stages: read from a trace, and drawn."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ class Timeline:
         ms: since the step began, ascending; shape (n,).
         allocated_mib: in use from each of these moments on; shape (n,).
         reserved_mib: held by the allocator; shape (n,), None where it does not tell.
-        stages: (name, start ms, end ms) one after the other, gaps being no stage.
+        stages: (name, start ms, end ms) one after the other; what is between them is "other".
     """
 
     ms: np.ndarray
@@ -174,9 +174,13 @@ def draw(timelines: Mapping[str, Timeline], device_type: str, title: str, path: 
 
 def _draw_legend(axis: "Axes") -> None:
     """Beside the panel, the stages in the order of a step."""
+    from matplotlib.patches import Patch
+
     handles, labels = axis.get_legend_handles_labels()
     by_label = dict(zip(labels, handles, strict=True))
-    names = [name for name in (*STAGES, "allocated", "reserved") if name in by_label]
+    if OTHER in by_label:  # white on white would be no sample
+        by_label[OTHER] = Patch(facecolor=COLOURS[OTHER], edgecolor="0.6")
+    names = [name for name in (*STAGES, OTHER, "allocated", "reserved") if name in by_label]
     axis.legend(
         [by_label[name] for name in names],
         names,
@@ -190,7 +194,7 @@ def _draw_legend(axis: "Axes") -> None:
 def _draw_bands(axis: "Axes", timeline: Timeline) -> None:
     total_ms = max(timeline.stages[-1][2], float(timeline.ms[-1]))
     labelled: set[str] = set()
-    for name, start, end in timeline.stages:
+    for name, start, end in (*timeline.stages, *_between(timeline.stages, total_ms)):
         label = "" if name in labelled else name  # once in the legend
         labelled.add(name)
         axis.axvspan(start, end, color=COLOURS[name], alpha=0.45, linewidth=0, label=label)
@@ -199,6 +203,17 @@ def _draw_bands(axis: "Axes", timeline: Timeline) -> None:
             middle = (start + end) / 2
             axis.text(middle, 1.01, name, transform=place, ha="center", va="bottom", fontsize=8)
     axis.set_xlim(0, total_ms)
+
+
+def _between(
+    stages: Sequence[tuple[str, float, float]], total_ms: float
+) -> Iterator[tuple[str, float, float]]:
+    """The gaps before, between and after the stages, which are in order of time."""
+    ends = [0.0, *(end for _, _, end in stages)]
+    starts = [*(start for _, start, _ in stages), total_ms]
+    for end, start in zip(ends, starts, strict=True):
+        if start > end:
+            yield OTHER, end, start
 
 
 def _draw_memory(axis: "Axes", timeline: Timeline) -> None:

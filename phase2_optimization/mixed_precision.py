@@ -11,9 +11,9 @@ computes the networks in 16 bits and keeps the box arithmetic in FP32; amp_stock
 way, torchvision's forward with autocast around the whole of it. FP32 is strict: TF32 is off, and
 is an arm of its own. With the first seed the arms take turns and are timed, FP32 twice: what
 differs between equal arms is the noise, and nothing inside it is called faster. The other seeds
-tell how far losses and mAP differ anyway. At the end inference is timed, one image at a time, half
-precision against FP32: the graph of the video pipeline, and torchvision's own forward pass under
-autocast.
+tell how far losses and mAP differ anyway; the final loss is the mean of the last five steps. At the
+end inference is timed, one image at a time, half precision against FP32: the graph of the video
+pipeline, and torchvision's own forward pass under autocast.
 
 Writes outputs/metrics/amp_comparison.json and optimization_comparison.png.
 """
@@ -73,9 +73,12 @@ def compare_training(
     writable_folder(output)
     device = start(device_name, seed)
     loaded, (train, val) = load_inputs(model_path, data_path, ["train", "val"], torch.device("cpu"))
+    if batch_size > len(train.records):
+        batch_size = len(train.records)
+        log.info("The train split has %d images: one batch of all of them", batch_size)
     settings = Settings(
         steps=steps or STEPS.get(device.type, STEPS_ELSEWHERE),
-        batch_size=min(batch_size, len(train.records)),
+        batch_size=batch_size,
         learning_rate=learning_rate,
         max_images=max_images,
         seeds=tuple(range(seed, seed + (seeds or SEEDS))),
@@ -141,8 +144,8 @@ def build_parser() -> argparse.ArgumentParser:
     comparison.add_argument(
         "--steps",
         type=cli.positive_int,
-        help=f"timed steps of each arm (default: {STEPS['cuda']} on a CUDA GPU, else "
-        f"{STEPS_ELSEWHERE}, the fewest that can carry an interval)",
+        help=f"timed steps of each arm, after a few to warm up (default: {STEPS['cuda']} on a CUDA "
+        f"GPU, else {STEPS_ELSEWHERE}, the fewest that can carry an interval)",
     )
     comparison.add_argument(
         "--batch-size", type=cli.positive_int, default=BATCH_SIZE, help="images of a step"

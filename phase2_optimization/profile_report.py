@@ -1,5 +1,6 @@
 """A profile in words, and its files: the report, the trace and the picture of the memory."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,18 @@ import torch
 
 from common import artifacts, environment
 from common.cli import log
-from phase2_optimization import advice, flops, memory_timeline, profile_trace
+from common.comparison import TOO_FEW
+from phase2_optimization import advice, flops, memory_timeline, profile_trace, roofline
 from phase2_optimization.profiling import Profile
 
 BAR = 24  # characters of a whole step
+BOUNDS = {
+    "arithmetic": "arithmetic bounds them",
+    "memory": "memory bounds them",
+    "both": "the two together bound them",
+    "neither": "most of the time goes into neither",
+    "unknown": "what bounds them cannot be told",
+}
 
 
 def save(
@@ -32,11 +41,7 @@ def save(
     timelines = memory_timeline.read_timelines(
         profile.trace["traceEvents"], ("training", "inference"), device.type
     )
-    advised = advice.advise(profile.training, profile.inference)
-    for sentence in advised or ["none: no part of a step stands out"]:
-        log.info("Advice – %s", sentence)
-    for sentence in profile.warnings:
-        log.warning("%s", sentence)
+    advised = _logged_advice(profile)
     traced: dict[str, Any] = {}
 
     def write_trace(path: Path) -> None:
@@ -60,8 +65,10 @@ def save(
             "inference": profile.inference,
             "peak_measured_here": profile.peak,
             "flops_counted": flops.COUNTED,
+            "roofline_counted": roofline.COUNTED,
             "memory": {name: timeline.summary() for name, timeline in timelines.items()},
             "trace": traced,
+            "setting": asdict(profile.setting),
             "advice": advised,
         }
         artifacts.put_json(path, content)
@@ -74,11 +81,21 @@ def save(
     return list(reversed(writers))
 
 
+def _logged_advice(profile: Profile) -> list[str]:
+    advised = advice.advise(profile.training, profile.inference, profile.setting)
+    for sentence in advised or ["none that the measurements support"]:
+        log.info("Advice – %s", sentence)
+    for sentence in profile.warnings:
+        log.warning("%s", sentence)
+    return advised
+
+
 def log_profile(profile: Profile, device: torch.device) -> None:
     """Tables of the stages, and what a step holds."""
     for name, part in (("training", profile.training), ("inference", profile.inference)):
         _log_stages(name, part, device)
         _log_inside(part, profile.peak)
+        log.info("  %s", roofline_in_words(part["roofline"]))
 
 
 def _log_stages(name: str, part: dict[str, Any], device: torch.device) -> None:
@@ -99,9 +116,10 @@ def _log_stages(name: str, part: dict[str, Any], device: torch.device) -> None:
         )
     would_be = "" if device.type == "cuda" else " (would-be: there is no GPU to wait for)"
     log.info(
-        "  %d operations, %d host syncs%s, peak memory %s MiB",
+        "  %d operations, %d host syncs%s, peak memory %s MiB%s",
         *(part["operations_per_step"], part["host_syncs_per_step"], would_be),
         "unknown" if part["peak_memory_mib"] is None else round(part["peak_memory_mib"]),
+        "" if device.type == "cuda" else " (the whole process)",
     )
 
 
@@ -111,6 +129,8 @@ def speed_in_words(stock: dict[str, Any]) -> str:
     told = f"{speedup['ratio']:.2f}x the speed of {stock['description']}"
     if speedup["ci95"] is None:
         return f"{told}; one step each has no interval and cannot tell speeds apart"
+    if speedup["verdict"] == TOO_FEW:
+        return f"{told}; that cannot be told from chance: {TOO_FEW}"
     low, high = speedup["ci95"]
     noise_low, noise_high = speedup["noise"]["ci95"]
     return (
@@ -131,4 +151,15 @@ def _log_inside(part: dict[str, Any], peak: dict[str, dict[str, float]]) -> None
         *(arithmetic["gflop_per_step"], arithmetic["computing_gflop_s"]),
         arithmetic["computing_share_of_peak"] * 100,
         *(peak[arithmetic["dtype"]]["gflop_s"], arithmetic["dtype"]),
+    )
+
+
+def roofline_in_words(found: dict[str, Any]) -> str:
+    """The intensity of the operators, the balance of the machine, and what bounds the step."""
+    intensity = found["intensity_flop_per_byte"] or 0.0
+    return (
+        f"roofline: {intensity:.0f} FLOP per byte moved, where {found['peak_gflop_s']:.0f} GFLOP/s "
+        f"and {found['copy_gb_s']:.1f} GB/s balance at {found['balance_flop_per_byte']:.0f}; of "
+        f"{found['measured_ms']:.0f} ms arithmetic needs {found['arithmetic_ms']:.0f} and moving "
+        f"data {found['memory_ms']:.0f}: {BOUNDS[found['bound']]}"
     )

@@ -17,10 +17,12 @@ from common.comparison import compare
 from common.fastpath_boxes import replaced
 from common.gpu_state import gpu_state, warnings_from
 from common.models import LoadedModel
+from common.processor_share import waiting_told
 from phase2_optimization import flops, profile_steps, profile_trace
-from phase2_optimization.advice import UNDISTURBED
+from phase2_optimization.advice import UNDISTURBED, Setting, setting_of
 from phase2_optimization.launches import OperationCounter, device_activity
 from phase2_optimization.profile_steps import Arm, name_of
+from phase2_optimization.roofline import OperatorTraffic, measure_copy, roofline
 from phase2_optimization.stages import DATA_WAIT, NETWORKS, StageClock
 
 if TYPE_CHECKING:
@@ -34,12 +36,14 @@ class Profile:
     """What `measure` found.
 
     Attributes:
-        training, inference: the parts of the report, see `measure_pair` and `look_inside`.
+        training, inference: the parts of the report, see `measure_pair` and `look_inside`, with
+            their `roofline`, see `roofline.roofline`.
         peak: the highest arithmetic rates of this machine by type of number, see
             `flops.measure_peak`.
         trace: a chrome trace of one step of each.
         gpu_state: `before` and `after` the timed steps, see `common.gpu_state`.
         warnings: what else may have made them slower.
+        setting: what advice has to know besides.
     """
 
     training: dict[str, Any]
@@ -48,6 +52,7 @@ class Profile:
     trace: profile_trace.Trace
     gpu_state: dict[str, Any]
     warnings: list[str]
+    setting: Setting
 
 
 def measure(
@@ -92,15 +97,18 @@ def measure(
         after = gpu_state(device)
         dtypes = {arm.dtype for arm in arms.values()}
         peak = {name_of(dtype): flops.measure_peak(device, dtype) for dtype in dtypes}
+        copy_gb_s = measure_copy(device)
         trace = profile_trace.record(arms, device)
         for name, arm in arms.items():
             parts[name]["peak_memory_mib"] = peaks_mib[name]
             counts = flops.count_flops(partial(stocks[name][0].step, _free_clock(device)))
             events = trace["traceEvents"]
             parts[name] |= look_inside(name, arm, parts[name], counts, peak, events, device)
+            parts[name]["roofline"] = _roofline(arm, parts[name], peak, copy_gb_s, device)
     warnings = [*warnings_from(before, after), *_on_the_processor(parts)]
     states = {"before": before, "after": after}
-    return Profile(parts["training"], parts["inference"], peak, trace, states, warnings)
+    setting = setting_of(device, batch_size, len(train.records))
+    return Profile(parts["training"], parts["inference"], peak, trace, states, warnings, setting)
 
 
 def _stock_twins(
@@ -119,13 +127,8 @@ def _stock_twins(
 
 def _on_the_processor(parts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, part in parts.items():
-        share = part["processor_share"]
-        if share is not None and share < UNDISTURBED:
-            yield (
-                f"{name}: the main thread ran {share:.0%} of the time and waited for the rest: for "
-                "a processor that others use, for its own other threads or for the disk; in the "
-                "first case the times are too long."
-            )
+        if told := waiting_told(name, part["processor_share"]):
+            yield told
 
 
 def _free_clock(device: torch.device) -> StageClock:
@@ -290,6 +293,27 @@ def _as_on_a_gpu() -> Iterator[None]:
         replaced(inference_ops, NMS_CALL_LIMIT=dict.fromkeys(limits, limits["cuda"])),
     ):
         yield
+
+
+def _roofline(
+    arm: Arm,
+    part: Mapping[str, Any],
+    peak: Mapping[str, Mapping[str, float]],
+    copy_gb_s: float,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Of the operators in the time the arithmetic is set against: all that a GPU worked for, or
+    elsewhere those in the stages with networks."""
+    clock = _free_clock(device)
+    stages = None if part["device_activity"] else NETWORKS
+    is_work = part["device_activity"] is not None
+    if device.type == "cpu":
+        is_work = part["processor_share"] >= UNDISTURBED
+    with arm.watch(clock), OperatorTraffic(device, clock, stages) as traffic:
+        arm.step(clock)
+    gflop_s = peak[name_of(arm.dtype)]["gflop_s"]
+    computing_ms = part["flops"]["computing_ms"]
+    return roofline(traffic.calls, gflop_s, copy_gb_s, computing_ms, is_work=is_work)
 
 
 def _stage_ms(part: Mapping[str, Any], names: Sequence[str]) -> float:

@@ -56,6 +56,11 @@ class StageClock:
         self.leave()
         self.steps.append(dict(self._step_ms))
 
+    @property
+    def stage_now(self) -> str | None:
+        """The innermost open stage; None outside of all."""
+        return self._open[-1][0] if self._open else None
+
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Names a part of the step, in the stopwatch and in a torch.profiler trace."""

@@ -1,5 +1,6 @@
 """Size, speed, accuracy and parity of the formats of one detector, all in one interleaved run."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import numpy as np
 from common import timing
 from common.cli import log
 from common.coco import CocoSplit, read_image
+from common.comparison import MIN_EFFECT, interval_text
 from common.evaluation import coco_map, compare_detections
 from common.models import Detections, Predictor
 
@@ -74,6 +76,7 @@ def measure_formats(
     time_budget_s: float,
     device: "torch.device",
     seed: int,
+    latency_budget_ms: float | None = None,
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """Measures every format that runs against the first, the stock model in eager FP32.
 
@@ -84,6 +87,7 @@ def measure_formats(
         rounds: timed rounds at batch size 1, at most.
         batch_sizes: further ones are timed as long as the time budget is expected to hold.
         time_budget_s: for all timing together, roughly.
+        latency_budget_ms: what p90 of a batch may take, for `batch_size_within_budget`.
 
     Returns:
         one row per format (status "rejected: …" where it is beyond its tolerance), and the batch
@@ -102,6 +106,7 @@ def measure_formats(
             "latency_ms": None,
             "throughput_img_s": None,
             "optimal_batch_size": None,
+            "batch_size_within_budget": None,
             "batches": [],
             **accuracy.get(item.name, {"map": None, "map_50": None, "parity": None}),
             "speedup": None,
@@ -112,7 +117,7 @@ def measure_formats(
             **item.extra,
         }
         if item.name in accuracy:
-            row |= _speed(item, times, seed)
+            row |= _speed(item, times, seed, latency_budget_ms)
             row["status"] = verdict(item, row, accuracy[formats[0].name]["map"])
         rows.append(row)
         _log_row(row)
@@ -168,7 +173,12 @@ def _time(
     return times, skipped
 
 
-def _speed(item: Format, times: dict[int, dict[str, np.ndarray]], seed: int) -> dict[str, Any]:
+def _speed(
+    item: Format,
+    times: dict[int, dict[str, np.ndarray]],
+    seed: int,
+    latency_budget_ms: float | None,
+) -> dict[str, Any]:
     own = times[1][item.name]
     batches: list[dict[str, Any]] = [
         {
@@ -178,11 +188,14 @@ def _speed(item: Format, times: dict[int, dict[str, np.ndarray]], seed: int) -> 
         }
         for size, by_name in times.items()
     ]
-    best = max(batches, key=lambda batch: batch["throughput_img_s"])
+    best = best_batch(batches)
+    assert best is not None
+    quick = latency_budget_ms and best_batch(batches, latency_budget_ms)
     speed: dict[str, Any] = {
         "latency_ms": timing.summarise(own),
         "throughput_img_s": best["throughput_img_s"],
         "optimal_batch_size": best["batch_size"],
+        "batch_size_within_budget": quick["batch_size"] if quick else None,
         "batches": batches,
     }
     if item.name != BASELINE:
@@ -191,6 +204,22 @@ def _speed(item: Format, times: dict[int, dict[str, np.ndarray]], seed: int) -> 
         baseline = times[1][item.same_runtime]
         speed["speedup_same_runtime"] = timing.ratio_with_ci(baseline, own, seed)
     return speed
+
+
+def best_batch(
+    batches: Sequence[dict[str, Any]], latency_budget_ms: float = math.inf
+) -> dict[str, Any] | None:
+    """The batch size of the highest throughput, or a smaller one that brings hardly less: a larger
+    one only adds latency.
+
+    Args:
+        batches: rows with `batch_size`, `throughput_img_s` and `latency_ms`, of one format.
+        latency_budget_ms: rows whose p90 is above it do not count; None where no other is left.
+    """
+    within = [batch for batch in batches if batch["latency_ms"]["p90"] <= latency_budget_ms]
+    highest = max((batch["throughput_img_s"] for batch in within), default=0.0)
+    enough = [b for b in within if b["throughput_img_s"] >= highest / (1 + MIN_EFFECT)]
+    return min(enough, key=lambda batch: batch["batch_size"], default=None)
 
 
 def verdict(item: Format, row: dict[str, Any], baseline_map: float | None) -> str:
@@ -219,7 +248,7 @@ def _log_row(row: dict[str, Any]) -> None:
     speedup = row["speedup"]
     ratio = "1 (baseline)"
     if speedup:
-        ratio = "{:.2f} [{:.2f}, {:.2f}]".format(speedup["ratio"], *speedup["ci95"])
+        ratio = interval_text(speedup["ratio"], speedup["ci95"])
     log.info(
         "%-22s%8.2f MiB%9.1f ms p50%9.1f img/s  speed-up %-19s map %s  %s",
         row["name"],

@@ -161,6 +161,22 @@ def test_a_terminal_without_utf8_gets_escapes(run_program):
 
 
 @pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("trian", "error: --split: 'trian' is unknown – did you mean train? choose from train, 7"),
+        ("zzz", "error: --split: 'zzz' is unknown – choose from train, 7"),
+    ],
+)
+def test_a_misspelt_choice_is_answered_with_the_nearest(capsys, value, line):
+    parser = cli.ArgumentParser(None)
+    parser.add_argument("--split", choices=("train", 7))
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(["--split", value])
+    assert (stopped.value.code, capsys.readouterr().err) == (2, f"{line}\n")
+    assert parser.parse_args(["--split", "train"]).split == "train"
+
+
+@pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["--epoch", "3"], "error: --epoch: unknown option – did you mean --epochs?"),

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from common import timing
-from common.comparison import MIN_ROUNDS, block_length, compare, median_interval, ratio_interval
+from common.comparison import (
+    MIN_ROUNDS,
+    TOO_FEW,
+    block_length,
+    compare,
+    interval_text,
+    median_interval,
+    ratio_interval,
+)
 
 SIMULATIONS = 100
 
@@ -139,7 +147,25 @@ def test_numbers_by_hand():
     }
     assert compare(same, same / 1.01, same).verdict == "within noise"  # below MIN_EFFECT
     assert compare(same[:6], same[:6] / 4, same[:6]).verdict == "too few rounds to tell"
-    assert compare(same[:1], same[:1]).ci95 == (1.0, 1.0)
+
+
+def test_one_round_has_no_interval_and_no_winner():
+    one = compare(np.array([9.0]), np.array([3.0]), np.array([9.0]))
+    assert one.as_dict() == {"ratio": 3.0, "ci95": None, "noise": None, "verdict": TOO_FEW}
+    assert ratio_interval(np.array([9.0]), np.array([3.0])) == (3.0, None)
+    assert ratio_interval(np.array([9.0, 9.0]), np.array([3.0, 3.0])) == (3.0, (3.0, 3.0))
+
+
+def test_noise_of_other_equal_arms_must_be_beaten_too():
+    slow, fast = np.full(9, 12.0), np.full(9, 10.0)
+    assert compare(slow, fast, noise={"ratio": 1.0, "ci95": (0.9, 1.1)}).verdict == "faster"
+    assert compare(slow, fast, noise={"ratio": 1.0, "ci95": (0.8, 1.1)}).verdict == "within noise"
+
+
+def test_an_interval_in_words():
+    assert interval_text(1.304, (1.2249, 1.3)) == "1.30 [1.22, 1.30]"
+    assert interval_text(12.5, [12.0, 13.0], "x") == "12.50x [12.00, 13.00]"
+    assert interval_text(1.3, None) == "1.30 [–]"
 
 
 def test_noise_of_equal_arms_widens_what_must_be_beaten():

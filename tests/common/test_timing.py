@@ -125,6 +125,11 @@ def test_constant_times_give_an_interval_of_no_width():
     assert result == {"ratio": 1.5, "ci95": [1.5, 1.5]}
 
 
+def test_one_round_gives_no_interval():
+    result = ratio_with_ci(np.array([6.0]), np.array([4.0]))
+    assert result == {"ratio": 1.5, "ci95": None}
+
+
 def test_interval_repeats_with_its_seed_and_holds_the_ratio():
     random = np.random.default_rng(5)
     baseline, candidate = random.normal(10, 1, 30), random.normal(8, 1, 30)

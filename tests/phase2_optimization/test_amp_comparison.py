@@ -1,9 +1,12 @@
 """How a precision comparison measures: arms in step, one seed at a time, memory by itself."""
 
+import logging
+
 import pytest
 import torch
 
 from common import timing
+from common.cli import log
 from common.coco import load_split
 from common.models import load_model
 from phase2_optimization import amp_comparison
@@ -115,6 +118,22 @@ def test_memory_is_that_of_the_largest_batch(comparison, monkeypatch):
     monkeypatch.setattr(comparison, "_batches", lambda seed: [small, large, small])
     comparison.check()
     assert sizes == [large.images.shape] * 2
+
+
+@pytest.mark.parametrize(
+    ("seeds", "more"),
+    [((0,), ""), ((0, 1), "; the same with 1 more seed, not timed"), ((0, 1, 2), "2 more seeds")],
+)
+def test_steps_are_announced_with_those_that_warm_up(comparison, monkeypatch, caplog, seeds, more):
+    """Else 2 timed steps and what 3 steps have taught are at odds."""
+    caplog.set_level(logging.INFO, logger=log.name)
+    comparison.settings = settings(seeds=seeds)
+    monkeypatch.setattr(comparison, "_peak_of_one_step", lambda name, batch: 1.0)
+    comparison.check()
+    (line,) = (line for line in caplog.messages if "timed" in line)
+    assert line.startswith("Each precision makes 3 steps at batch size 2, 1 to warm up and 2 timed")
+    assert more in line
+    assert ("not timed" in line) is bool(more)
 
 
 def test_an_operation_the_device_lacks_makes_an_arm_unavailable(comparison, monkeypatch):

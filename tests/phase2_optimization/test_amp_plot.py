@@ -24,7 +24,7 @@ def drawn(monkeypatch):
 
 def made_up_report(*, seeds_of_amp: int = 3, nan: bool = False) -> dict:
     random = np.random.default_rng(0)
-    speedup = {"ratio": 1.5, "ci95": [1.4, 1.6]}
+    speedup = {"ratio": 1.5, "ci95": [1.4, 1.6], "noise": None, "verdict": "faster"}
     arms = []
     for place, name in enumerate(NAMES):
         seeds = 3 if name == "fp32" else seeds_of_amp
@@ -35,6 +35,7 @@ def made_up_report(*, seeds_of_amp: int = 3, nan: bool = False) -> dict:
         arms.append(
             {
                 "name": name,
+                "status": "ok",
                 "emulated": name == "amp_bf16",
                 "step_times_ms": (100 + 200 * place + 9 * random.random(10)).tolist(),
                 "speedup": speedup,
@@ -46,6 +47,9 @@ def made_up_report(*, seeds_of_amp: int = 3, nan: bool = False) -> dict:
         "architecture": "demo",
         "batch_size": 4,
         "steps": 12,
+        "warmup_steps": 2,
+        "timed_steps": 10,
+        "final_loss_is_the_mean_of_steps": 5,
         "seeds": [0, 1, 2],
         "evaluated_images": 24,
         "baseline": "fp32",
@@ -74,8 +78,34 @@ def test_the_specifications_function_draws_its_three_panels(tmp_path, drawn):
     spread, bars, course = drawn[0]
     assert [text.get_text() for text in spread.get_xticklabels()] == ["FP32", "AMP"]
     assert [patch.get_height() for patch in bars.patches] == [11.0, 5.5]
-    assert bars.get_title() == "Speed-up of AMP: 2.00x"  # no rounds to pair, so no interval
+    assert bars.get_title() == "median of AMP: 2.00x the speed of FP32\n(not paired: no interval)"
+    assert bars.get_ylabel() == "median step (ms)"
     assert [line.get_ydata().tolist() for line in course.lines] == [[10, 11, 12], [5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("steps", "title"),
+    [
+        (1, "one timed step cannot tell AMP and FP32 apart"),
+        (6, "6 timed steps cannot tell AMP and FP32 apart"),
+        (7, "AMP is faster: 2.00x [2.00, 2.00] the speed of FP32"),
+    ],
+)
+def test_no_ratio_and_no_interval_is_drawn_of_steps_that_carry_none(tmp_path, drawn, steps, title):
+    times = [10.0 + number for number in range(steps)]
+    half = [ms / 2 for ms in times]
+    mixed_precision.plot_optimization_results(times, half, tmp_path / "p.png")
+    bars = drawn[0][1]
+    assert bars.get_title() == title
+    assert ("interval" in bars.get_ylabel()) is (steps == 7)
+    assert len(bars.containers) == (4 if steps == 7 else 2)  # two bars, and their intervals
+
+
+def test_equal_lists_are_not_told_apart(tmp_path, drawn):
+    times = [10.0, 11.0, 9.0, 10.0, 12.0, 10.0, 9.0]
+    mixed_precision.plot_optimization_results(times, times, tmp_path / "p.png")
+    title = "no difference between AMP and FP32 can be told\n(1.00x [1.00, 1.00])"
+    assert drawn[0][1].get_title() == title
 
 
 def test_intervals_of_the_medians_are_those_of_runs_of_steps(tmp_path, drawn):
@@ -107,6 +137,26 @@ def test_a_report_is_drawn_with_every_arm_that_has_times(tmp_path, drawn):
     labels = losses.get_legend_handles_labels()[1]
     assert labels[:2] == ["fp32, range of 3 seeds", "fp32, mean of 3 seeds"]
     assert len(scores.collections) == 5
+    assert bars.get_title() == "amp_bf16 is faster: 1.50x [1.40, 1.60] the speed of fp32"
+    assert scores.get_legend_handles_labels()[1] == ["range of fp32's seeds"]
+
+
+def test_the_steps_of_the_final_loss_are_marked(tmp_path, drawn):
+    amp_plot.draw(made_up_report(), tmp_path / "picture.png")
+    losses = drawn[0][3]
+    handles, labels = losses.get_legend_handles_labels()
+    marked = handles[labels.index("final loss: mean of the last 5 steps")]
+    # steps 8 to 12
+    assert (marked.get_x(), marked.get_x() + marked.get_width()) == (7.5, 12.5)
+    assert losses.get_xlabel() == "step; the first 2 to warm up, not timed"
+
+
+def test_a_hair_of_a_difference_in_map_50_does_not_fill_the_picture(tmp_path, drawn):
+    report = made_up_report()
+    for arm in report["arms"][:-1]:
+        arm["over_seeds"]["map_50"]["values"] = [0.9, 0.9001, 0.9002]
+    amp_plot.draw(report, tmp_path / "picture.png")
+    assert drawn[0][4].get_ylim() == pytest.approx((89.01, 91.01), abs=0.002)
 
 
 def test_lines_of_the_losses_are_of_seeds_that_all_arms_have(tmp_path, drawn):

@@ -6,7 +6,7 @@ import pytest
 
 from common.cli import log
 from phase2_optimization.amp_inference import SHIPPED, STOCK, WAYS
-from phase2_optimization.amp_reading import log_tables, read_result
+from phase2_optimization.amp_reading import log_tables, read_result, speed_title
 
 NOISE = {"ratio": 1.0, "ci95": [0.98, 1.02]}
 FASTER = {"ratio": 1.4, "ci95": [1.3, 1.5], "noise": NOISE, "verdict": "faster"}
@@ -18,8 +18,10 @@ NOT_COMPARED = {"ratio": None, "ci95": [None, None], "noise": None, "verdict": N
 OOM = {"status": "oom", "speedup": NOT_COMPARED, "step_ms": None, "runs": []}
 
 
-def against(loss: float, map_50: float, *, seeds: int = 3, inside: bool | None = True) -> dict:
-    """Intervals are +-0.01 and +-1 point, FP32's own spread 0.05 and 2 points."""
+def against(
+    loss: float, map_50: float, coco_map: float = 0.001, *, seeds: int = 3, inside=True
+) -> dict:
+    """Intervals are +-0.01 and +-1 point, FP32's own spread 0.05, 3 points of map, 2 of map_50."""
 
     def entry(mean: float, half: float, spread: float) -> dict:
         return {
@@ -30,7 +32,11 @@ def against(loss: float, map_50: float, *, seeds: int = 3, inside: bool | None =
             "seeds": seeds,
         }
 
-    return {"final_loss": entry(loss, 0.01, 0.05), "map_50": entry(map_50, 0.01, 0.02)}
+    return {
+        "final_loss": entry(loss, 0.01, 0.05),
+        "map": entry(coco_map, 0.01, 0.03),
+        "map_50": entry(map_50, 0.01, 0.02),
+    }
 
 
 def arm(name: str, speedup: dict, **changes) -> dict:
@@ -43,7 +49,7 @@ def arm(name: str, speedup: dict, **changes) -> dict:
         "step_ms": {"p50": 100.0, "p90": 110.0, "p99": 120.0},
         "peak_memory_mib": 1000.0 if name == "fp32" else 900.0,
         "against_fp32": None if name == "fp32" else against(0.002, -0.003),
-        "over_seeds": {"final_loss": score, "map_50": score},
+        "over_seeds": {"final_loss": score, "map": score, "map_50": score},
         "skipped_steps": 0,
         "runs": [{"loss": [1.0] * 20}] * 3,
         **changes,
@@ -56,7 +62,9 @@ def report(speedup: dict = FASTER, *others: dict, inference: tuple = (), **chang
         "arms": [fp32, *others, arm("amp_bf16", speedup, **changes)],
         "usual_amp": "amp_bf16",
         "timed_steps": 20,
+        "warmup_steps": 2,
         "steps": 22,
+        "final_loss_is_the_mean_of_steps": 5,
         "memory_kind": "peak of the CUDA allocator",
         "evaluated_images": 60,
         "inference": {"batch_size": 1, "ways": inference},
@@ -87,22 +95,34 @@ def test_speed_is_told_as_far_as_the_interval_goes(speedup, words):
     assert "its peak memory is -10% (peak of the CUDA allocator)" in reading
 
 
+STEPS = (
+    "after 22 equal steps (2 to warm up), with 3 seeds, against fp32 (loss: mean of the last 5 "
+    "steps; map: on 60 images): "
+)
+
+
 def test_accuracy_inside_the_spread_of_the_seeds():
     assert (
-        "after 22 equal steps, with 3 seeds, its final loss +0.002 [-0.008, +0.012] and its map_50 "
-        "-0.3 points [-1.3, +0.7] against fp32 (on 60 images); that is no more than fp32's own "
-        "seeds differ by (0.050 and 2.0 points)." in read_result(report())
+        f"{STEPS}its final loss +0.002 [-0.008, +0.012] (inside fp32's spread of 0.050), its map "
+        "+0.1 points [-0.9, +1.1] (inside fp32's spread of 3.0 points), its map_50 -0.3 points "
+        "[-1.3, +0.7] (inside fp32's spread of 2.0 points); fp32's spread is how far its own seeds "
+        "are apart." in read_result(report())
     )
 
 
-def test_accuracy_outside_the_spread_of_the_seeds():
-    differences = against(0.002, -0.05)
-    differences["map_50"]["inside_fp32_spread"] = False
+@pytest.mark.parametrize("metric", ["map", "map_50"])
+def test_accuracy_outside_the_spread_of_the_seeds(metric):
+    """What is inside is called so beside it."""
+    differences = against(0.002, -0.05, -0.05)
+    differences[metric]["inside_fp32_spread"] = False
     reading = read_result(report(against_fp32=differences))
-    assert "its map_50 -5.0 points [-6.0, -4.0]" in reading
-    assert "in map_50 that is more than fp32's own seeds differ by (0.050 and 2.0" in reading
+    spreads = {"map": "3.0", "map_50": "2.0"}
+    for name, spread in spreads.items():
+        place = "outside" if name == metric else "inside"
+        words = f"its {name} -5.0 points [-6.0, -4.0] ({place} fp32's spread of {spread} points)"
+        assert words in reading
+    assert "(inside fp32's spread of 0.050)" in reading
     assert "chance" not in reading
-    assert "no more than" not in reading
 
 
 @pytest.mark.parametrize("ci95", [[-0.11, 0.01], None])
@@ -110,19 +130,45 @@ def test_a_difference_that_can_be_chance_is_called_so(ci95):
     differences = against(0.002, -0.05)
     differences["map_50"].update(inside_fp32_spread=False, ci95=ci95)
     reading = read_result(report(against_fp32=differences))
-    assert "differ by (0.050 and 2.0 points), which can be chance: 3 seeds cannot tell" in reading
+    assert (
+        "(outside fp32's spread of 2.0 points, which can be chance: 3 seeds cannot tell)" in reading
+    )
 
 
 def test_one_seed_tells_nothing_of_the_spread():
     reading = read_result(report(against_fp32=against(0.002, -0.003, seeds=1, inside=None)))
-    assert "with 1 seed, its final loss +0.002 and its map_50 -0.3 points" in reading
+    assert "with 1 seed, against fp32 (loss: mean of the last 5 steps; map: on 60 ima" in reading
+    assert "its final loss +0.002, its map +0.1 points, its map_50 -0.3 points; one" in reading
     assert "one seed cannot tell whether that is much" in reading
+    assert "spread" not in reading
+
+
+def test_a_difference_that_rounds_to_nothing_has_one_sign():
+    reading = read_result(report(against_fp32=against(-0.0001, -0.0001, 0.0001)))
+    assert "final loss +0.000 [" in reading
+    assert "its map +0.0 points" in reading
+    assert "its map_50 +0.0 points" in reading
+
+
+@pytest.mark.parametrize(
+    ("peak_mib", "kind", "words"),
+    [
+        (900.0, "peak resident set of the process", "its peak memory is -10% (peak resident set"),
+        (1049.0, "peak resident set of the process", "no difference in peak memory can be told (+"),
+        (999.0, "peak resident set of the process", "can be told (+0%, peak resident set of the"),
+        (1049.0, "peak of the CUDA allocator", "its peak memory is +5% (peak of the CUDA alloc"),
+    ],
+)
+def test_a_resident_set_tells_no_small_differences(peak_mib, kind, words):
+    made = report(peak_memory_mib=peak_mib) | {"memory_kind": kind}
+    assert words in read_result(made)
 
 
 def test_a_map_without_value_is_left_out():
     differences = {**against(0.002, 0.0), "map_50": None}
     reading = read_result(report(against_fp32=differences))
     assert "final loss +0.002" in reading
+    assert "its map +0.1 points" in reading
     assert "map_50" not in reading
 
 
@@ -189,11 +235,11 @@ def test_tf32_is_told_where_it_was_timed():
 
 
 def test_autocast_around_everything_is_told_where_it_does_harm():
-    harmful = arm("amp_stock", SLOWER, against_fp32=against(0.2, -0.04, inside=False))
+    harmful = arm("amp_stock", SLOWER, against_fp32=against(0.2, -0.04, -0.03, inside=False))
     assert (
         "Autocast around the whole model: amp_stock is further from fp32 than fp32's own seeds "
-        "differ: final loss +0.200 [+0.190, +0.210] and map_50 -4.0 points [-5.0, -3.0]."
-        in read_result(report(FASTER, harmful))
+        "differ: final loss +0.200 [+0.190, +0.210] and map -3.0 points [-4.0, -2.0] and map_50 "
+        "-4.0 points [-5.0, -3.0]." in read_result(report(FASTER, harmful))
     )
     assert "amp_stock" not in read_result(report(FASTER, arm("amp_stock", SLOWER)))
     chance = against(0.002, -0.003, seeds=1, inside=False)
@@ -291,3 +337,56 @@ def test_tables_name_every_arm_with_its_noise_or_its_reason(caplog):
     assert any("within noise" in line for line in lines)
     assert any(line.split()[-2:] == ["tf32", "oom"] for line in lines)
     assert any("0.5000 [0.4000, 0.6000]" in line for line in lines)
+
+
+def test_few_rounds_have_no_interval_in_the_table(caplog):
+    caplog.set_level(logging.INFO, logger=log.name)
+    log_tables(report(UNTOLD) | {"timed_steps": 6})
+    rows = [line.split() for line in caplog.messages if "100.0" in line]
+    assert rows[0] == ["fp32", "100.0", "110.0", "120.0", "1000", "1.00x", "1.00x", "baseline"]
+    assert rows[1][5:] == ["1.20x", "1.00x", "too", "few", "rounds", "to", "tell"]
+
+
+def test_a_single_round_without_interval_is_a_row(caplog):
+    caplog.set_level(logging.INFO, logger=log.name)
+    alone = {**UNTOLD, "ci95": None, "noise": None}
+    log_tables(report(alone))
+    assert "1.20x" in caplog.text
+    assert "20 timed steps cannot tell training speeds apart" in read_result(report(alone))
+
+
+def test_what_was_learnt_says_in_how_many_steps_and_what_the_final_loss_is(caplog):
+    caplog.set_level(logging.INFO, logger=log.name)
+    log_tables(report())
+    lines = caplog.text.splitlines()
+    words = "Learnt in 22 steps, 2 to warm up and 20 timed; the loss is the mean of the last 5"
+    assert words in lines
+    head = next(line for line in lines if "map_50 [range]" in line)
+    assert "final loss [range]" in head
+    assert "  map [range]" in head
+
+
+@pytest.mark.parametrize(
+    ("speedup", "title"),
+    [
+        (FASTER, "amp_bf16 is faster: 1.40x [1.30, 1.50] the speed of fp32"),
+        (SLOWER, "amp_bf16 is slower: 0.70x [0.60, 0.80] the speed of fp32"),
+        (
+            EQUAL,
+            "no difference between amp_bf16 and fp32 can be told\n(1.01x [0.97, 1.05], two equal "
+            "arms: 1.00x [0.98, 1.02])",
+        ),
+        (UNTOLD, "20 timed steps cannot tell amp_bf16 and fp32 apart"),
+        (NOT_COMPARED, ""),
+    ],
+)
+def test_a_title_has_the_verdict_of_the_reading(speedup, title):
+    assert speed_title(report(speedup)) == title
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_title_has_no_speed_where_the_reading_disowns_it(place):
+    made = report(FASTER)
+    made["arms"][place]["status"] = "invalid: the loss was no finite number"
+    name = made["arms"][place]["name"]
+    assert speed_title(made) == f"{name} is invalid: speeds are worth nothing"

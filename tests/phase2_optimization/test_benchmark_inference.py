@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common import processor_share
 from common.cli import UserError
 from common.coco import load_split
 from phase2_optimization import batch_search, benchmark_inference, conclusion, measuring
@@ -85,7 +86,7 @@ def test_every_variant_gets_a_row_with_the_keys_of_the_contract(run, no_runtimes
 # --- batch sizes ------------------------------------------------------------------------------
 
 
-def test_the_best_batch_size_is_looked_for(run, monkeypatch):
+def test_the_best_batch_size_is_looked_for(run, monkeypatch, capsys):
     monkeypatch.setattr(batch_search, "MAX_BATCH_SIZE", 4)
     monkeypatch.setattr(batch_search.search, "__defaults__", (None, 4))
     status, report = run("--variants", BASELINE, "--batch-sizes", "auto", "--num-iterations", "7")
@@ -95,6 +96,16 @@ def test_the_best_batch_size_is_looked_for(run, monkeypatch):
     assert tried[-1] <= 4
     assert len(tried) > 1
     assert report["optimal_batch_size"] in tried
+    printed = capsys.readouterr().out
+    assert printed.count("\nbatch size 1 ") == 1  # not again after the search
+    assert {f"batch size {size}" for size in tried} <= set(report["processor_share"])
+    finals = report["timed_side_by_side"]
+    assert ("side by side" in report["processor_share"]) == bool(finals)
+    assert ("against the fastest" in printed) == bool(finals)
+    for row in finals:
+        low, high = row["throughput_ci95"]
+        assert low <= row["throughput_img_s"] <= high
+        assert f"{row['throughput_img_s']:.2f} [{low:.2f}, {high:.2f}]" in printed
 
 
 def test_a_batch_size_that_does_not_fit_ends_the_search(run, replace_variant):
@@ -123,10 +134,10 @@ def test_the_best_within_a_latency_budget(run, budget, is_met):
         row = rows_of(report, BASELINE)[best["batch_size"]]
         assert best["p90_ms"] == row["latency_ms"]["p90"]
         assert best["throughput_img_s"] == row["throughput_img_s"]
-        highest = max(r["throughput_img_s"] for r in report["results"])
+        highest = max(r["drift_free_img_s"] for r in report["results"])
         final = [row["batch_size"] for row in report["timed_side_by_side"]]
-        assert highest == row["throughput_img_s"] or best["batch_size"] in final  # decided there
-        assert best["throughput_img_s"] >= conclusion.CLOSE * highest
+        assert highest == row["drift_free_img_s"] or best["batch_size"] in final  # decided there
+        assert row["drift_free_img_s"] >= conclusion.CLOSE * highest
     else:
         assert best is None
 
@@ -136,9 +147,36 @@ def test_the_time_budget_stops_early_and_the_iterations_made_are_told(run):
     assert {row["iterations"] for row in report["results"]} == {7}
 
 
-def test_images_can_be_resized(run):
-    _, report = run("--variants", BASELINE, "--image-size", "80x40")
-    assert report["image_size"] == [80, 40]
+@pytest.mark.parametrize(("size", "expected"), [("80x40", [80, 40]), ("64", [64, 64])])
+def test_images_can_be_resized(run, size, expected):
+    _, report = run("--variants", BASELINE, "--image-size", size)
+    assert report["image_size"] == expected
+
+
+def test_help_says_what_a_single_size_is(capsys):
+    with pytest.raises(SystemExit):
+        benchmark_inference.main(["--help"])
+    assert "one number is a square: 640 is 640x640" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_shared_processor_is_told_once_with_the_worst_share():
+    shares = {"batch size 1": 0.97, "batch size 2": 0.8, "side by side": 0.52}
+    (warning,) = benchmark_inference.waiting_warnings(shares)
+    assert warning.startswith("side by side: the main thread ran 52% of the time")
+    assert "Less so during: batch size 2." in warning
+    assert "batch size 1" not in warning
+    assert "run it again on a quiet machine" in warning
+    (alone,) = benchmark_inference.waiting_warnings({"batch size 1": 0.5})
+    assert "Less so" not in alone
+    assert benchmark_inference.waiting_warnings({"batch size 1": 0.9}) == []
+
+
+def test_a_shared_processor_is_warned_of(run, monkeypatch, capsys):
+    monkeypatch.setattr(processor_share, "thread_time", lambda: 0.0)
+    _, report = run("--variants", BASELINE, "--batch-sizes", "1")
+    assert report["processor_share"] == {"batch size 1": 0.0}
+    (warning,) = [text for text in report["warnings"] if text.startswith("batch size 1: ")]
+    assert f"warning: {warning}" in capsys.readouterr().out
 
 
 def test_timed_images_have_one_size_and_are_as_many_as_needed(data_path):
@@ -215,7 +253,16 @@ def test_bad_options_end_in_one_line(arguments, capsys):
 
 def test_an_unknown_variant_is_refused_with_the_known_ones(run, capsys):
     assert run("--variants", "warp_drive") == (2, None)
-    assert "inference_graph" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: --variants: 'warp_drive' is unknown – choose from eager_fp32, ")
+    assert "inference_graph" in error
+
+
+def test_a_misspelt_variant_is_answered_with_the_nearest(run, capsys):
+    assert run("--variants", "channels_last,inferense_graph") == (2, None)
+    error = capsys.readouterr().err
+    assert "'inferense_graph' is unknown – did you mean inference_graph? choose from" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -1,12 +1,21 @@
 """The pictures of a benchmark hold what the rows say, also where little was measured."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from phase2_optimization.benchmark_plot import draw, draw_waterfall, pareto_front
+from phase2_optimization.benchmark_plot import (
+    FULL,
+    PALE,
+    draw,
+    draw_waterfall,
+    pareto_front,
+    spaced,
+)
 
 
 def row(variant, ratio, over=None, status="ok", batch_size=1, score=0.5):
@@ -62,14 +71,87 @@ def test_bars_of_the_waterfall_start_where_the_rung_below_ends():
         [*LADDER, row("folded", 1.7, "eager_fp32", batch_size=4)],
         LADDER[:1],
         [{**row("eager_fp32", 1.0), "map": None, "speedup": None}],
+        [{**one, "speedup": {**one["speedup"], "ci95": None}} for one in LADDER],
     ],
-    ids=["ladder", "baseline alone", "no comparison"],
+    ids=["ladder", "baseline alone", "no comparison", "one round"],
 )
 def test_pictures_are_drawn(rows, tmp_path):
     absent = {"variant": "x", "batch_size": 1, "latency_ms": None}
     draw(report([*rows, absent]), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width > 1000
+
+
+def legend_of(rows):
+    """Label -> opacity, of the waterfall."""
+    figure, axis = plt.subplots()
+    draw_waterfall(axis, rows, report(rows))
+    legend = axis.get_legend()
+    plt.close(figure)
+    pairs = zip(legend.get_texts(), legend.legend_handles, strict=True)
+    return {text.get_text(): handle.get_alpha() for text, handle in pairs}
+
+
+def test_every_colour_of_the_waterfall_is_explained():
+    faster, slower = (f"{word} than the rung it adds to" for word in ("faster", "slower"))
+    keys = legend_of(LADDER)
+    assert {faster, slower, "invalid: not the baseline's results", "95% interval"} < set(keys)
+    assert not any(key.startswith("pale") for key in keys)
+    alone = legend_of(LADDER[:1])
+    assert not {faster, slower} & set(alone)
+    assert "noise: what two equal arms differ by" in alone
+
+
+def test_a_step_that_is_nothing_is_pale():
+    untold = row("folded", 1.5, "eager_fp32")
+    untold["step"]["verdict"] = "within noise"
+    rows = [LADDER[0], untold]
+    keys = legend_of(rows)
+    figure, axis = plt.subplots()
+    draw_waterfall(axis, rows, report(rows))
+    bars = [bar.get_alpha() for bar in axis.patches[:2]]
+    plt.close(figure)
+    assert bars == [PALE, FULL]
+    assert keys["pale: the step is not told from nothing"] == PALE
+
+
+def test_numbers_of_batch_sizes_keep_their_distance():
+    assert spaced([1, 2, 4, 8, 16]) == [1, 2, 4, 8, 16]
+    assert spaced([1, 2, 4, 8, 12, 14, 15, 16, 32]) == [1, 2, 4, 8, 12, 16, 32]
+    assert spaced([4]) == [4]
+
+
+def boxes_of(figure, artists):
+    figure.draw_without_rendering()
+    return [artist.get_window_extent() for artist in artists]
+
+
+@pytest.mark.parametrize("count", [3, 15])
+def test_legends_hide_nothing_and_no_label_is_clipped(tmp_path, monkeypatch, count):
+    names = [f"a_long_rung_name_{index:02}" for index in range(count - 1)]
+    rows = [row("eager_fp32", 1.0)]
+    for index, name in enumerate(names):
+        rows.append(row(name, 1.1 + index / 5, rows[-1]["variant"], score=0.4 + index / 50))
+    sizes = [2, 4, 8, 12, 14, 15, 16]
+    rows += [row(name, 2, batch_size=size) for size in sizes for name in names]
+    kept = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    draw(report(rows), tmp_path / "a.png")
+    monkeypatch.undo()
+    (figure,) = kept
+    for axis in figure.axes:
+        (legend, panel), labels = boxes_of(figure, [axis.get_legend(), axis]), []
+        labels += boxes_of(figure, axis.get_yticklabels())
+        assert not legend.overlaps(panel)
+        assert not any(legend.overlaps(label) for label in boxes_of(figure, axis.get_xticklabels()))
+        for box in (legend, *labels):
+            assert figure.bbox.x0 <= box.x0
+            assert box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0
+    named = [t for t in figure.axes[2].get_xticklabels() if t.get_text()]
+    shown = boxes_of(figure, named)
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(shown))
+    plt.close(figure)
 
 
 def test_the_front_by_hand():

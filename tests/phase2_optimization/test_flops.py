@@ -52,8 +52,8 @@ def test_work_without_products_counts_nothing():
 def test_the_peak_is_the_best_rate_of_all_sizes_and_repetitions(monkeypatch):
     monkeypatch.setattr(flops, "MATMUL_SIDES", (10, 100))
     monkeypatch.setattr(flops, "CONVOLUTIONS", ((1, 1, 1), (2, 10, 5)))
-    fastest_s = itertools.chain([2e-6, 1e-3, 1e-9, 1e-6])
-    monkeypatch.setattr(flops, "_fastest_s", lambda call, device: next(fastest_s))
+    seconds = itertools.chain([2e-6, 1e-3, 1e-9, 1e-6])
+    monkeypatch.setattr(flops, "fastest_s", lambda call, device: next(seconds))
     # 2 * 10**3 / 2 us = 1 GFLOP/s, 2 * 100**3 / 1 ms = 2; 18 / 1 ns = 18, 90000 / 1 us = 90
     assert measure_peak(CPU, torch.float32) == {
         "gflop_s": pytest.approx(90),
@@ -73,7 +73,7 @@ def test_sizes_beyond_the_memory_are_left_out_but_for_the_first(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     work = [(2 * 10**9, lambda: lambda: None), (10**3, full)]
-    monkeypatch.setattr(flops, "_fastest_s", lambda call, device: 0.5)
+    monkeypatch.setattr(flops, "fastest_s", lambda call, device: 0.5)
     assert flops._highest_rate(work, CPU) == pytest.approx(4)
     with pytest.raises(torch.OutOfMemoryError):
         flops._highest_rate(work[1:], CPU)
@@ -84,5 +84,5 @@ def test_a_measured_rate_is_that_of_the_fastest_repetition(monkeypatch):
     looks = iter([0, 3, 10, 11, 20, 22, 30, 35, 40, 44])
     monkeypatch.setattr(flops, "perf_counter", lambda: next(looks))
     calls = []
-    assert flops._fastest_s(lambda: calls.append(1), CPU) == 1
+    assert flops.fastest_s(lambda: calls.append(1), CPU) == 1
     assert len(calls) == 1 + flops.REPEATS == 6

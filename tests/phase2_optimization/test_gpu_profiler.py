@@ -12,7 +12,8 @@ import torch
 
 from common.cli import UserError
 from common.fastpath import native_amp
-from phase2_optimization import flops, gpu_profiler, memory_timeline, profiling
+from phase2_optimization import flops, gpu_profiler, memory_timeline, profiling, roofline
+from phase2_optimization.advice import Setting
 from phase2_optimization.gpu_profiler import GPUProfiler
 from phase2_optimization.profile_steps import DTYPES, name_of
 
@@ -104,6 +105,7 @@ def profiled(model_path, data_path, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flops, "MATMUL_SIDES", (64,))
         patch.setattr(flops, "CONVOLUTIONS", ((1, 8, 16),))
+        patch.setattr(profiling, "measure_copy", lambda device: roofline.measure_copy(device, 16))
         status = gpu_profiler.main(
             f"--model-path {model_path} --data-path {data_path} --output {output} "
             "--device cpu --amp off --batch-size 2 --steps 3".split()
@@ -169,6 +171,30 @@ def test_arithmetic_is_that_of_the_networks(report):
         assert part["flops"]["share_of_peak"] == pytest.approx(rate / peak["gflop_s"])
         # Without the stages that compute nothing it is more, but other steps are timed for it.
         assert part["flops"]["computing_share_of_peak"] > 0.8 * part["flops"]["share_of_peak"]
+
+
+def test_the_roofline_is_that_of_the_networks_of_the_profiled_step(report):
+    """The same convolutions as torchvision's step has, but for Winograd's, and rates and times of
+    the same run."""
+    copies = set()
+    for part in (report, report["inference"]):
+        found, arithmetic = part["roofline"], part["flops"]
+        peak = report["peak_measured_here"][part["precision"]]["gflop_s"]
+        assert found["peak_gflop_s"] == peak
+        assert found["balance_flop_per_byte"] == pytest.approx(peak / found["copy_gb_s"])
+        assert found["measured_ms"] == arithmetic["computing_ms"]
+        assert 0.2 < found["gflop"] / arithmetic["gflop_per_step"] < 1.05
+        assert found["gb"] > 0
+        assert found["bound"] in ("arithmetic", "memory", "both", "neither", "unknown")
+        names = [operator["name"] for operator in found["operators"]]
+        assert len(names) == len(set(names)) == roofline.LISTED
+        assert "aten::convolution" in names
+        copies.add(found["copy_gb_s"])
+    training, inference = report["roofline"], report["inference"]["roofline"]
+    assert training["gb"] > 1.5 * inference["gb"]
+    assert len(copies) == 1
+    assert report["roofline_counted"] == roofline.COUNTED
+    assert report["setting"]["batch_can_grow"] is True  # two of six images
 
 
 def test_trace_and_picture_lie_beside_the_report(profiled, report):
@@ -271,6 +297,7 @@ def measured(monkeypatch, profiled, report):
         *(training, report["inference"], report["peak_measured_here"], trace),
         gpu_state=report["gpu_state"],
         warnings=["The GPU was slowed down by: heat (hardware)."],
+        setting=Setting(**report["setting"]),
     )
     monkeypatch.setattr(profiling, "measure", lambda *_, **__: profile)
 
@@ -325,7 +352,7 @@ def test_warnings_of_the_gpu_and_the_lack_of_advice_are_told(
     assert gpu_profiler.main(quick_arguments(model_path, data_path, tmp_path)) == 0
     output = capsys.readouterr().out
     assert "The GPU was slowed down by: heat (hardware)." in output
-    assert "Advice – none" in output
+    assert "Advice – none that the measurements support" in output
     written = json.loads((tmp_path / "profile.json").read_text(encoding="utf-8"))
     assert written["advice"] == []
     assert written["warnings"] == ["The GPU was slowed down by: heat (hardware)."]

@@ -54,6 +54,7 @@ def test_launches_waits_and_idle_time_follow_from_the_events():
     activity = device_activity(TRACE, "training")
     assert activity == {
         "kernel_launches": 5,
+        "graph_launches": 1,
         "kernels": 6,
         "host_syncs": 2,
         "syncs_by_call": {"cudaStreamSynchronize": 1, "cudaMemcpy": 1},

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 from PIL import Image
 
 from phase2_optimization.memory_timeline import Timeline, draw, read_timeline, read_timelines
@@ -88,6 +89,31 @@ def test_the_picture_has_a_panel_for_each_step(tmp_path):
         assert len(colours) > 20
     assert heights[1] > 1.5 * heights[0]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["1.png", "2.png"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "has_gap"),
+    [
+        ([("RPN", 0.0, 2.0), ("backbone", 2.0, 9.0)], False),
+        ([("RPN", 0.0, 2.0), ("backbone", 3.0, 9.0)], True),
+        ([("RPN", 1.0, 9.0)], True),
+        ([("RPN", 0.0, 8.0)], True),
+    ],
+    ids=["none", "between", "before", "after"],
+)
+def test_what_is_no_stage_stands_in_the_legend(tmp_path, monkeypatch, stages, has_gap):
+    legends = []
+    original = plt.close
+    monkeypatch.setattr(plt, "close", lambda figure: legends.append(words(figure)))
+
+    def words(figure):
+        original(figure)
+        return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+    ramp = Timeline(np.array([0.0, 9.0]), np.array([1.0, 5.0]), None, stages)
+    draw({"training": ramp}, "cpu", "title", tmp_path / "ramp.png")
+    assert ("other" in legends[0]) == has_gap
+    assert legends[0][-1] == "allocated"
 
 
 @pytest.mark.parametrize("device_type", ["cpu", "cuda"])

@@ -91,7 +91,8 @@ def test_every_arm_has_a_row_with_the_keys_of_the_contract(compared):
     assert report["complete"] is True
     assert report["tf32"] is False
     assert report["seeds"] == [-1, 0]
-    assert (report["steps"], report["timed_steps"]) == (2, 1)
+    assert (report["steps"], report["warmup_steps"], report["timed_steps"]) == (2, 1, 1)
+    assert report["final_loss_is_the_mean_of_steps"] == 2  # of five, had there been as many
     arms = by_name(report)
     assert list(arms) == ARMS
     for name in ("fp32", "amp_bf16", "amp_stock"):
@@ -106,9 +107,8 @@ def test_every_arm_has_a_row_with_the_keys_of_the_contract(compared):
             assert len(of_seed["loss"]) == 2
             assert of_seed["final_loss"] == pytest.approx(np.mean(of_seed["loss"]))
         assert arm["final_loss"] == pytest.approx(np.mean([r["final_loss"] for r in arm["runs"]]))
-        low, high = arm["speedup"]["ci95"]
-        assert low <= arm["speedup"]["ratio"] <= high
-        assert arm["speedup"]["noise"] is not None
+        assert arm["speedup"]["ratio"] > 0
+        assert arm["speedup"]["ci95"] is None  # of one timed step
     assert report["speedup"] == arms["amp_bf16"]["speedup"]
 
 
@@ -184,6 +184,13 @@ def _without_seeds(parser):
 
     parser.parse_args = parse_args
     return parser
+
+
+def test_a_batch_of_more_images_than_there_are_is_told(run, capsys):
+    """The tiny data set has six; an older way made it six without a word."""
+    _, report = run("--batch-size", "7")
+    assert report["batch_size"] == 6
+    assert "The train split has 6 images: one batch of all of them" in capsys.readouterr().out
 
 
 # --- guards -----------------------------------------------------------------------------------

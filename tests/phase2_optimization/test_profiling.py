@@ -193,3 +193,38 @@ def test_a_gpu_whose_counters_may_not_be_read_is_counted_by_operations(events):
     assert inside["device_activity"] is inside["gpu_busy_share"] is None
     assert inside["host_syncs_per_step"] == 0
     assert inside["flops"]["computing_ms"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "activity", "share", "bound"),
+    [
+        pytest.param(CPU, None, 0.95, "neither", id="cpu"),
+        pytest.param(CPU, None, 0.5, "unknown", id="shared cpu"),
+        pytest.param(torch.device("meta"), {}, None, "unknown", id="unseen gpu"),
+        pytest.param(torch.device("meta"), {"kernels": 1}, None, "neither", id="gpu"),
+    ],
+)
+def test_the_roofline_is_of_the_stages_with_networks_and_judged_where_they_worked(
+    device, activity, share, bound
+):
+    """On a GPU that could be looked at, "meta" here, every stage counts."""
+
+    def step(clock):
+        with clock.stage("transform"):
+            torch.ones(4, device=device) * 2
+        with clock.stage("backbone"):
+            torch.ones(10, 10, device=device) @ torch.ones(10, 5, device=device)
+
+    arm = Arm("own", torch.float32, step, lambda clock: contextlib.nullcontext())
+    part = {
+        "device_activity": activity or None,
+        "processor_share": share,
+        "flops": {"computing_ms": 9.0},
+    }
+    found = profiling._roofline(arm, part, {"float32": {"gflop_s": 100.0}}, 10.0, device)
+    assert found["bound"] == bound
+    assert found["gflop"] == pytest.approx(1e-6)
+    names = {operator["name"] for operator in found["operators"]}
+    assert ("aten::mul" in names) is bool(activity)
+    assert (found["peak_gflop_s"], found["copy_gb_s"]) == (100.0, 10.0)
+    assert found["measured_ms"] == 9.0
