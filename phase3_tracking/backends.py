@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ class Backend:
         precision: of the networks, for the report.
         workers: batches to detect at a time, unless asked for another number.
         file: what it was made of.
+        max_proposals: of the box head, where they are fewer than the model's own.
         may_resume: whether detections are worth keeping for a run that is stopped.
     """
 
@@ -40,11 +41,12 @@ class Backend:
     precision: str = "of the file"
     workers: int = 1
     file: Path | None = None
+    max_proposals: int | None = None
     may_resume: bool = True
 
 
 def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --model-path or --detections, --batch-size and --precision."""
+    """Adds --model-path or --detections, --batch-size, --precision and --max-proposals."""
     group = parser.add_argument_group("detector")
     source = group.add_mutually_exclusive_group()
     source.add_argument(
@@ -64,10 +66,19 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
         default=PRECISIONS[0],
         help="of the networks; boxes are computed in FP32. auto: half where the device has it",
     )
+    group.add_argument(
+        "--max-proposals",
+        type=cli.positive_int,
+        help="regions for the box head to look at (default: the model's own number, often 1000)",
+    )
 
 
 def load_backend(
-    model_path: Path | None, detections: Path | None, device: str, precision: str
+    model_path: Path | None,
+    detections: Path | None,
+    device: str,
+    precision: str,
+    max_proposals: int | None = None,
 ) -> Backend:
     """Makes the detector that was asked for; without a file, of phase 1's best model.
 
@@ -76,19 +87,27 @@ def load_backend(
         detections: MOT detection text, instead of a model.
         device: "auto", "cpu", "cuda", ...
         precision: one of PRECISIONS, for checkpoints.
+        max_proposals: of the box head, for checkpoints; None leaves the model's own number.
 
     Raises:
         UserError: a file is missing or damaged, or the device or precision is not there.
     """
+    is_exported = model_path is not None and model_path.suffix.lower() == ".onnx"
+    if max_proposals and (detections or is_exported):
+        what = "recorded detections have none" if detections else "an ONNX file has its own"
+        raise UserError(f"--max-proposals {max_proposals}", what, "leave it out")
     if detections:
         return _recorded(detections)
-    if model_path and model_path.suffix.lower() == ".onnx":
+    if model_path and is_exported:
         return _exported(model_path, device, precision)
-    from common.models import load_model
+    from common.models import limit_proposals, load_model
 
     chosen = environment.select_device(device)
     log.info(environment.summary_line(str(chosen)))
-    return of_model(load_model(model_path, chosen), precision)
+    loaded = load_model(model_path, chosen)
+    if max_proposals:
+        limit_proposals(loaded.model, max_proposals)
+    return replace(of_model(loaded, precision), max_proposals=max_proposals)
 
 
 def of_model(loaded: "LoadedModel", precision: str) -> Backend:

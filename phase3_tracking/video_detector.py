@@ -200,6 +200,7 @@ class VideoDetector:
         return {
             "model": [file.name, file.stat().st_size, file.stat().st_mtime_ns] if file else None,
             "precision": self._backend.precision,
+            "max_proposals": self._backend.max_proposals,
             "device": self.device,
             "batch_size": self.batch_size,
             "confidence": self._tracked_from,
@@ -221,6 +222,7 @@ class VideoDetector:
                 "batch_size": self.batch_size,
                 "workers": self.workers,
                 "precision": self._backend.precision,
+                "max_proposals": self._backend.max_proposals,
                 "tracker": self._tracker_settings["tracker"],
                 "iou_threshold": tracker.iou_threshold,
                 "max_age": tracker.max_age,
@@ -239,7 +241,9 @@ def run(args: argparse.Namespace) -> int:
     from phase3_tracking.video_jobs import plan_jobs, run_jobs
 
     outputs = OutputOptions(
-        counting=counting_options(args, with_video=not args.no_video), video=not args.no_video
+        counting=counting_options(args, with_video=not args.no_video),
+        video=not args.no_video,
+        draws_fps=args.draw_fps,
     )
     source = source_options(args)
     if args.detections and source.resize:
@@ -252,7 +256,9 @@ def run(args: argparse.Namespace) -> int:
     made_of = args.detections or args.model_path or paths.BEST_MODEL
     may_replace = args.overwrite or args.resume
     jobs = plan_jobs(texts, args.output, outputs, made_of, may_replace=may_replace)
-    backend = load_backend(args.model_path, args.detections, args.device, args.precision)
+    backend = load_backend(
+        args.model_path, args.detections, args.device, args.precision, args.max_proposals
+    )
     detector = VideoDetector(
         backend,
         args.confidence,
@@ -294,6 +300,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--classes", help="comma separated names or category ids to keep")
     parser.add_argument("--no-video", action="store_true", help="write tracks and report only")
+    parser.add_argument(
+        "--draw-fps",
+        action="store_true",
+        help="write the speed of the run into the video, too, which then differs from run to run",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     parser.add_argument(
         "--resume", action="store_true", help="go on with what a stopped run has detected"

@@ -146,6 +146,24 @@ def test_a_checkpoint_stays_as_it_is(exported):
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+def test_the_box_head_of_a_checkpoint_looks_at_fewer_proposals(exported):
+    image = random_scene(np.random.default_rng(0), 96, 128)
+    full, limited = (
+        load_backend(exported.model_path, None, "cpu", "fp32", count) for count in (None, 3)
+    )
+    assert (full.max_proposals, limited.max_proposals) == (None, 3)
+    ((every,), (few,)) = (backend.detect([image], [0]) for backend in (full, limited))
+    assert len(every.scores) > 3 * len(CLASS_NAMES) >= len(few.scores) > 0
+    assert VideoDetector(limited).detection_settings()["max_proposals"] == 3
+
+
+def test_proposals_belong_to_a_checkpoint(exported, tmp_path):
+    with pytest.raises(UserError, match="--max-proposals 3: an ONNX file has its own"):
+        load_backend(exported.onnx_path, None, "cpu", "auto", 3)
+    with pytest.raises(UserError, match="--max-proposals 3: recorded detections have none"):
+        load_backend(None, tmp_path / "det.txt", "cpu", "auto", 3)
+
+
 # --- recorded detections ------------------------------------------------------------------------
 
 
