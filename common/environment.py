@@ -1,5 +1,6 @@
 """The machine a number was measured on: device choice, versions, seeds."""
 
+import contextlib
 import os
 import platform
 import random
@@ -66,12 +67,23 @@ def select_device(name: str) -> "torch.device":
 
 
 def device_name(device: str) -> str:
-    """`NVIDIA H200` for cuda:0, the processor's model for cpu."""
-    import torch
+    """`NVIDIA H200` for cuda:0, where PyTorch can tell; the processor's model for cpu."""
+    if not device.startswith("cuda"):
+        return _cpu_name()
+    torch = _torch()
+    # a PyTorch without CUDA may stand beside an ONNX Runtime with it
+    with contextlib.suppress(AssertionError, RuntimeError):
+        return torch.cuda.get_device_name(device) if torch else device
+    return device
 
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return _cpu_name()
+
+def _torch() -> Any:
+    """PyTorch, or None where it is not installed: the deployment package runs without."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
 
 
 @lru_cache
@@ -87,30 +99,31 @@ def _cpu_name() -> str:
 
 def _cpu_features() -> list[str]:
     """The processor's instructions that decide which precision is fast, as torch names them."""
-    import torch
-
+    torch = _torch()
     # Older releases of torch do not tell what the processor can do.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if torch else {}
     return sorted(name for name, value in capabilities.items() if value is True)
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Versions and hardware, for the `environment` key of every report."""
-    import torch
+    """Versions and hardware, for the `environment` key of every report.
 
+    Without PyTorch there is nothing known of its threads, of the processor's features and of CUDA.
+    """
+    torch = _torch()
     facts: dict[str, Any] = {
         "device": str(device),
         "device_name": device_name(str(device)),
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "cpu_features": _cpu_features(),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if torch else None,
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "packages": _package_versions(),
         "git_commit": _git_commit(),
     }
-    if str(device).startswith("cuda"):
+    if torch and str(device).startswith("cuda"):
         facts["cuda"] = torch.version.cuda
         facts["tf32"] = {
             "matmul": torch.backends.cuda.matmul.allow_tf32,
@@ -164,6 +177,8 @@ def _package_versions() -> dict[str, str]:
 @lru_cache
 def _git_commit() -> str | None:
     """`1a2b3c4d5e6f`, with `-dirty` behind it when tracked files differ from the commit."""
+    if not (paths.ROOT / ".git").exists():
+        return None  # the commit of a tree that this one was copied into says nothing
     command = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     command.append("--exclude=*")  # no tag in place of the hash
     try:

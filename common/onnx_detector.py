@@ -2,7 +2,7 @@
 
     detections = OnnxDetector(Path("model.onnx"))([rgb_image])  # uint8 (height, width, 3)
 
-Part of the deployment package, too: needs only numpy and onnxruntime (or onnxruntime-gpu).
+Needs only numpy and onnxruntime (or onnxruntime-gpu).
 """
 
 import contextlib
@@ -77,6 +77,7 @@ class OnnxDetector:
         except Exception as error:  # noqa: BLE001 (a dozen kinds without a common base)
             reason = str(error).splitlines()[0][:200]
             raise UserError(onnx_path, f"cannot be loaded ({reason})", "export it again") from None
+        self.session.disable_fallback()  # a GPU that fails later is an error, not a slow success
         self.provider = self.session.get_providers()[0]
         if self.provider not in PROVIDERS[device][:1] and device != "auto":
             remedy = "install onnxruntime-gpu with CUDA, or use --device cpu"

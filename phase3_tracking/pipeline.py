@@ -6,6 +6,7 @@ bounded, so a slow stage holds up the ones before it and memory stays flat. Fram
 """
 
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -112,13 +113,10 @@ class DetectionWorkers(Generic[Frame]):
 
     def _prepare(self) -> None:
         """In every thread, before it detects."""
-        if self._device.startswith("cuda"):
-            import torch
-
+        torch = _loaded_torch(self._device)
+        if torch and self._device.startswith("cuda"):
             torch.cuda.set_stream(torch.cuda.Stream(self._device))
-        elif self._threads:
-            import torch
-
+        elif torch and self._threads:
             torch.set_num_threads(max(1, self._threads // self._workers))
 
     def map(self, batches: Iterable[list[Frame]]) -> Iterator[tuple[list[Frame], list[np.ndarray]]]:
@@ -143,9 +141,8 @@ class DetectionWorkers(Generic[Frame]):
         return found
 
     def __enter__(self) -> "DetectionWorkers":
-        if self._workers > 1:
-            import torch
-
+        torch = _loaded_torch(self._device)
+        if torch and self._workers > 1:
             self._threads = torch.get_num_threads()
             if self._device.startswith("cuda"):
                 torch.cuda.synchronize(self._device)  # weights are there for every stream
@@ -159,9 +156,14 @@ class DetectionWorkers(Generic[Frame]):
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._threads:
-            import torch
+            sys.modules["torch"].set_num_threads(self._threads)  # for threads to come
 
-            torch.set_num_threads(self._threads)  # for threads to come
+
+def _loaded_torch(device: str) -> Any:
+    """PyTorch if it may be what detects on the device; ONNX Runtime has streams and threads of its
+    own, and may run where PyTorch is not installed, or is not for that device."""
+    torch = sys.modules.get("torch")
+    return None if torch and device.startswith("cuda") and not torch.cuda.is_available() else torch
 
 
 class BackgroundWriter:

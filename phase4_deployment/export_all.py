@@ -7,8 +7,9 @@
         --batch-sizes 1,2,4,8,16,32
 
 model.pth (PyTorch), model.onnx, model_int8.onnx (static INT8), model.pt2 (torch.export), and what
-runs them: detect.py, labels.json, requirements.txt, README.md, package_info.json. A format beyond
-its tolerance is left out of the folder, and the exit status is then 2 although the rest is there.
+runs them without PyTorch: detect.py with phase 3's own files, labels.json, requirements.txt,
+README.md, package_info.json. The same goes into a .zip beside the folder, and is tried from there.
+A format beyond its tolerance is left out, and the exit status is then 2 although the rest is there.
 All formats run on the CPU; batch sizes above 1 are timed as far as --time-budget-s reaches.
 
 Reports to outputs/metrics/export.json, export_comparison.png and quantization.json.
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZES = "1,2,4,8,16,32"
 TIME_BUDGET_S = 20.0
+LATENCY_BUDGET_MS = 100.0
 COLD_START_IMAGES = 3
 REPORTS = ("export.json", "quantization.json", "export_comparison.png")
 SHIPPED_STATUS = "ok"
@@ -56,6 +58,7 @@ def export_all(
     max_images: int,
     num_iterations: int,
     time_budget_s: float,
+    latency_budget_ms: float,
     seed: int,
     metrics: Path,
 ) -> None:
@@ -75,34 +78,33 @@ def export_all(
     package_files.check_target(output_dir)
     environment.seed_everything(seed)
     log.info(environment.summary_line("cpu"))
-    cpu = torch.device("cpu")
-    loaded, train, val = load_inputs(model_path, data_path, cpu)
+    loaded, train, val = load_inputs(model_path, data_path, cpu := torch.device("cpu"))
     images = measuring.ValImages(val, max_images)
     with package_files.package_folder(output_dir) as folder, tempfile.TemporaryDirectory() as other:
         calibration = (train, images, calibration_images, max_map_drop)
         formats = build_formats(loaded, folder, Path(other), *calibration)
         measure_cold_starts(formats, images.images[:COLD_START_IMAGES])
-        timing: dict[str, Any] = {"rounds": num_iterations, "batch_sizes": batch_sizes}
-        rows, skipped = measuring.measure_formats(
-            formats, images, **timing, time_budget_s=time_budget_s, device=cpu, seed=seed
-        )
+        budgets = {"time_budget_s": time_budget_s, "latency_budget_ms": latency_budget_ms}
+        timing: dict[str, Any] = {"rounds": num_iterations, "batch_sizes": batch_sizes, **budgets}
+        rows, skipped = measuring.measure_formats(formats, images, **timing, device=cpu, seed=seed)
         package_files.leave_out(folder, rows, SHIPPED_STATUS)
         report = {
             **quantization_report(rows, loaded, train, val, calibration_images),
             "schema": f"export/{artifacts.SCHEMA_VERSION}",
             "val_images": len(images.images),
             "batch_sizes_skipped": skipped,
-            "time_budget_s": time_budget_s,
+            **budgets,
         }
         shipped = [row for row in rows if row["name"] != "pytorch_int8_dynamic"]
-        package_files.write_small_files(folder, loaded, shipped, report)
-        report["package_check"] = check_package(folder, formats, rows, images.images[0], loaded)
+        package_files.write_small_files(folder, loaded, shipped, report, images.images)
+        archive = package_files.write_archive(folder, output_dir.name)
+        report["package_check"] = check_package(archive, formats, rows, images.images[0], loaded)
     compared = [row for row in rows if "int8" in row["name"] or row["name"].endswith("fp32")]
     quantized = quantization_report(compared, loaded, train, val, calibration_images)
     artifacts.write_json(metrics / "quantization.json", quantized)
     artifacts.write_json(metrics / "export.json", {**report, "formats": shipped})
     export_plot.draw({**report, "formats": rows}, metrics / "export_comparison.png")
-    saved = [output_dir, *(metrics / name for name in REPORTS)]
+    saved = [output_dir, package_files.archive_path(output_dir), *(metrics / n for n in REPORTS)]
     cli.finished(saved, "python -m common.report")
     _tell_what_was_left_out(output_dir, shipped)
 
@@ -260,28 +262,36 @@ def _compare_reloaded(
 
 
 def check_package(
-    folder: Path,
+    archive: Path,
     formats: Sequence["Format"],
     rows: Sequence[dict[str, Any]],
     image: "np.ndarray",
     loaded: "LoadedModel",
 ) -> dict[str, Any]:
-    """Runs the folder's detect.py in isolation on each ONNX file that is in it."""
-    from phase4_deployment import package_files
+    """Unpacks the archive elsewhere and runs its detect.py with each ONNX file that is in it.
 
-    log.info("Running the package's detect.py outside the project")
+    Returns:
+        for each file the `parity` of the boxes in a val image, and how many `tracks` were the
+        same as phase 3's in a short video.
+    """
+    from phase4_deployment import package_trial
+
+    log.info("Unpacking the package elsewhere and running it without PyTorch")
     status = {row["name"]: row["status"] for row in rows}
     # FP32 must find what PyTorch finds; INT8 what the measured file finds
     judges = {"onnx_fp32": formats[0], **{f.name: f for f in formats if f.name == "onnx_int8"}}
     checked = {}
-    for item in formats:
-        if item.name in judges and item.file and status[item.name] == SHIPPED_STATUS:
-            judge = judges[item.name].predict
-            assert judge is not None
-            expected = judge([image])[0]
-            checked[item.file.name] = package_files.verify(
-                folder, item.file.name, image, expected, loaded.category_ids
-            )
+    with package_trial.unpacked(archive) as trial:
+        trial.run("--verify", "--device", "cpu")
+        for item in formats:
+            if item.name in judges and item.file and status[item.name] == SHIPPED_STATUS:
+                judge = judges[item.name].predict
+                assert judge is not None
+                name, expected = item.file.name, judge([image])[0]
+                checked[name] = {
+                    "parity": trial.picture_parity(name, image, expected, loaded.category_ids),
+                    "tracks": trial.tracks(name, image),
+                }
     return checked
 
 
@@ -299,6 +309,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=cli.positive_float,
         default=TIME_BUDGET_S,
         help="for all timing together; larger batch sizes are skipped beyond it",
+    )
+    parser.add_argument(
+        "--latency-budget-ms",
+        type=cli.positive_float,
+        default=LATENCY_BUDGET_MS,
+        help="the package takes the best batch size whose p90 stays below this for live inputs",
     )
     cli.add_common_arguments(
         parser, output=paths.METRICS, output_help="folder for export.json and the picture"
@@ -323,6 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             max_images=args.max_images,
             num_iterations=args.num_iterations,
             time_budget_s=args.time_budget_s,
+            latency_budget_ms=args.latency_budget_ms,
             seed=args.seed,
             metrics=args.output,
         )

@@ -1,43 +1,51 @@
-"""The deployment folder: its small files, its check in isolation, and putting it in place whole."""
+"""The deployment folder and its archive: the small files, and putting both in place whole."""
 
 import contextlib
-import json
 import os
+import shlex
 import shutil
-import subprocess
-import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from common import artifacts, paths
 from common.cli import UserError
-from common.evaluation import compare_detections
-from common.models import Detections
+from phase4_deployment.package.file_check import INFO
+from phase4_deployment.shipped_modules import DETECT, shipped_files
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from common.models import LoadedModel
 
-DETECT = Path(__file__).resolve().parent / "package" / "detect.py"
-COMMON = ("errors.py", "onnx_detector.py", "paths.py")  # what it needs of common/
-INFO = "package_info.json"
 KNOWN = (".gitkeep", "model.onnx", "model.onnx.json", INFO)  # beside which a package may go
+DEFAULT_MODEL = "model.onnx"
 REQUIREMENTS = """\
-# What detect.py needs. With an NVIDIA GPU take onnxruntime-gpu[cuda,cudnn] instead; on a machine
-# without libGL.so.1 (slim containers) opencv-python-headless does the same.
+# With an NVIDIA GPU take onnxruntime-gpu[cuda,cudnn] instead of onnxruntime; on a machine without
+# libGL.so.1 (slim containers) opencv-python-headless instead of opencv-python.
 numpy>=1.26
 opencv-python>=4.8
 onnxruntime>=1.20
+scipy>=1.11      # assigns detections to tracks
+av>=17.0         # reads and writes video
+Pillow>=10.0     # reads pictures
+tqdm>=4.65       # the bar on a terminal
 """
-MIN_MATCHED = 0.99
+ARCHIVE = "package.zip"  # beside the folder in work, until both take their places
+EARLIEST = (1980, 1, 1, 0, 0, 0)  # that a .zip can tell
+GOLDEN_CANDIDATES, GOLDEN_SIDE_PX = 10, 320
+SURE = 0.9  # boxes from this score up decide which picture becomes the golden one
+
+
+# --- putting it in place ----------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def package_folder(target: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `target` that takes its place when the body succeeds.
+    """Yields an empty folder beside `target` that takes its place when the body succeeds, and with
+    it the archive that `write_archive` made of it.
 
     On failure an older package stays as it was. Files that belong to no package move over.
 
@@ -64,6 +72,8 @@ def package_folder(target: Path) -> Iterator[Path]:
             if old.exists():
                 os.rename(old, target)
             raise
+        if (work / ARCHIVE).exists():
+            os.replace(work / ARCHIVE, archive_path(target))
         if old.exists():
             for entry in old.iterdir():  # somebody's results, .gitkeep
                 if entry.name not in ours and not (target / entry.name).exists():
@@ -72,8 +82,17 @@ def package_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def archive_path(target: Path) -> Path:
+    """outputs/deployment -> outputs/deployment.zip."""
+    return target.with_name(f"{target.name}.zip")
+
+
 def check_target(target: Path) -> None:
-    """Raises UserError unless `target` is absent, empty, or the place of a whole package."""
+    """Raises UserError unless `target` is absent, empty, or the place of a whole package, and its
+    archive absent or one of a package."""
+    archive = archive_path(target)
+    if archive.exists() and not _is_archive(archive):
+        raise UserError(archive, "is in the way and no package", "choose another --output-dir")
     if not target.exists():
         return
     if not target.is_dir():
@@ -83,6 +102,15 @@ def check_target(target: Path) -> None:
         what = f"holds {names[0]} and no package"
         raise UserError(target, what, "choose an empty --output-dir")
     _packaged(target)
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether it is a .zip with a package in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/")[1:] == [INFO] for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _packaged(folder: Path) -> set[str]:
@@ -98,13 +126,46 @@ def _packaged(folder: Path) -> set[str]:
     return names
 
 
+def write_archive(folder: Path, name: str) -> Path:
+    """Writes all files of the folder into a .zip beside it, below a folder called `name`.
+
+    Equal files give equal bytes: they are sorted, without times, and stored as they are, since
+    weights hardly shrink and what zlib makes of the rest depends on its version.
+    """
+    path = folder.with_name(ARCHIVE)
+    with artifacts.atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for file in sorted(folder.rglob("*"), key=lambda file: file.relative_to(folder).parts):
+            if file.is_file():
+                inside = f"{name}/{file.relative_to(folder).as_posix()}"
+                entry = zipfile.ZipInfo(inside, EARLIEST)
+                entry.create_system, entry.external_attr = 3, 0o100644 << 16  # also on Windows
+                with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as copy:
+                    shutil.copyfileobj(source, copy, 1 << 20)
+    return path
+
+
+def leave_out(folder: Path, rows: Sequence[Mapping[str, Any]], shipped_status: str) -> None:
+    """Removes the files of formats that may not be shipped."""
+    for row in rows:
+        if row["status"] != shipped_status and row["file"]:
+            (folder / row["file"]).unlink(missing_ok=True)
+
+
+# --- what is in it ----------------------------------------------------------------------------
+
+
 def write_small_files(
     folder: Path,
     loaded: "LoadedModel",
     rows: Sequence[Mapping[str, Any]],
     report: Mapping[str, Any],
+    images: "Sequence[np.ndarray]",
 ) -> None:
-    """detect.py, labels.json, requirements.txt, README.md and, last, package_info.json."""
+    """Everything beside the models; package_info.json, which lists it all, comes last.
+
+    Args:
+        images: uint8 RGB (H, W, 3); one becomes the golden image.
+    """
     write_program(folder)
     labels = [
         {"label": index, "category_id": category, "name": name}
@@ -113,18 +174,9 @@ def write_small_files(
         )
     ]
     artifacts.write_json(folder / "labels.json", {"labels": labels})
-    artifacts.write_text(folder / "requirements.txt", REQUIREMENTS)
+    write_golden(folder, images)
     shipped = [row for row in rows if row["status"] == "ok" and row["file"]]
     artifacts.write_text(folder / "README.md", readme(loaded, shipped, report))
-    onnx = next(row for row in shipped if row["name"] == "onnx_fp32")
-    files = {
-        path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": artifacts.sha256(path),
-        }
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
     info = {
         **{key: report[key] for key in ("command", "created", "environment", "inputs")},
         "schema": f"package/{artifacts.SCHEMA_VERSION}",
@@ -132,20 +184,74 @@ def write_small_files(
         "class_names": list(loaded.class_names),
         "category_ids": list(loaded.category_ids),
         "source_checkpoint": {"file": loaded.path.name, "sha256": artifacts.sha256(loaded.path)},
-        "default_model": "model.onnx",
-        "default_batch_size": onnx["optimal_batch_size"],
+        "default_model": DEFAULT_MODEL,
+        "latency_budget_ms": report["latency_budget_ms"],
+        "batch_sizes": {
+            row["file"]: {
+                "throughput": row["optimal_batch_size"],
+                "latency": row["batch_size_within_budget"],
+            }
+            for row in shipped
+        },
         "formats": list(rows),
-        "files": files,
+        "files": list_files(folder),
     }
     artifacts.write_json(folder / INFO, info)
 
 
+def list_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """name -> `bytes` and `sha256` of every file in the folder."""
+    return {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": artifacts.sha256(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
 def write_program(folder: Path) -> None:
-    """Copies detect.py and what it needs of the project."""
+    """detect.py, what it needs of the project, and requirements.txt."""
     shutil.copyfile(DETECT, folder / DETECT.name)
-    (folder / "common").mkdir()
-    for name in COMMON:
-        shutil.copyfile(paths.ROOT / "common" / name, folder / "common" / name)
+    for file in shipped_files():
+        copy = folder / file.relative_to(paths.ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    artifacts.write_text(folder / "requirements.txt", REQUIREMENTS)
+
+
+def write_golden(folder: Path, images: "Sequence[np.ndarray]") -> None:
+    """The one of the first images with the most boxes, small, and what the model finds in it."""
+    import cv2
+
+    from common.onnx_detector import OnnxDetector
+    from phase4_deployment.package import package_check
+
+    detector = OnnxDetector(folder / DEFAULT_MODEL, "cpu")
+    candidates = [_small(image) for image in images[:GOLDEN_CANDIDATES]]
+    counts = [int((detector([image])[0].scores >= SURE).sum()) for image in candidates]
+    golden = candidates[counts.index(max(counts))]
+    with artifacts.atomic_path(folder / package_check.GOLDEN_IMAGE) as temporary:
+        temporary.write_bytes(cv2.imencode(".png", golden[..., ::-1])[1].tobytes())
+    boxes = package_check.golden_boxes(folder, DEFAULT_MODEL, "cpu")
+    content = {
+        "image": package_check.GOLDEN_IMAGE,
+        "model": DEFAULT_MODEL,
+        "min_score": package_check.MIN_SCORE,
+        "detections": boxes,
+    }
+    artifacts.write_json(folder / package_check.GOLDEN, content)
+
+
+def _small(image: "np.ndarray") -> "np.ndarray":
+    """In its own proportions, with sides up to GOLDEN_SIDE_PX."""
+    import cv2
+
+    height, width = image.shape[:2]
+    scale = min(1.0, GOLDEN_SIDE_PX / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return image if scale == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def readme(
@@ -154,9 +260,12 @@ def readme(
     """The package's README.md; every figure in it is one of `rows`."""
     from jinja2 import Template
 
-    template = Path(__file__).resolve().parent / "package" / "README.md.j2"
+    from common.comparison import interval_text
+    from phase4_deployment.package import package_check
+
+    template = DETECT.with_name("README.md.j2").read_text(encoding="utf-8")
     return Template(
-        template.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True
+        template, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     ).render(
         architecture=loaded.architecture,
         class_names=loaded.class_names,
@@ -164,73 +273,9 @@ def readme(
         by_name={row["name"]: row for row in rows},
         environment=report["environment"],
         images=report["val_images"],
+        latency_budget_ms=report["latency_budget_ms"],
         created=report["created"],
+        interval_text=interval_text,
+        quote=shlex.quote,
+        check=package_check,
     )
-
-
-def verify(
-    folder: Path,
-    model: str,
-    image: np.ndarray,
-    expected: Detections,
-    category_ids: Sequence[int],
-) -> dict[str, Any]:
-    """Runs the folder's detect.py as its user will, and compares what it finds.
-
-    The child process has no access to the project: isolated mode, another working directory.
-
-    Args:
-        model: name of the .onnx file in the folder.
-        image: uint8 RGB (H, W, 3).
-        expected: what the project itself finds on the image.
-
-    Returns:
-        the parity of the two.
-
-    Raises:
-        RuntimeError: detect.py fails or finds something else.
-    """
-    import cv2
-
-    with tempfile.TemporaryDirectory() as name:
-        elsewhere = Path(name)
-        picture = elsewhere / "image.png"  # lossless: a JPEG decodes differently elsewhere
-        picture.write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-        done = subprocess.run(
-            [
-                *(sys.executable, "-I", "-B", str(folder / "detect.py"), str(picture)),
-                *("--model", str(folder / model), "--output", str(elsewhere / "found")),
-                *("--confidence", "0", "--device", "cpu"),
-            ],
-            cwd=elsewhere,
-            env=environment,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"detect.py with {model}: {done.stderr.strip()[-500:]}")
-        found = json.loads((elsewhere / "found" / "detections.json").read_text(encoding="utf-8"))
-    boxes = found["images"][0]["detections"]
-    actual = Detections(
-        np.asarray([box["box_xyxy"] for box in boxes], np.float32).reshape(-1, 4),
-        np.asarray([box["score"] for box in boxes], np.float32),
-        np.asarray([category_ids.index(box["category_id"]) + 1 for box in boxes], np.int64),
-    )
-    parity = compare_detections([expected], [actual])
-    matched = parity["matched"] or 0.0
-    if matched < MIN_MATCHED:
-        raise RuntimeError(
-            f"detect.py with {model} agrees on {matched:.2f} of the boxes in "
-            f"{paths.display(folder)}, {MIN_MATCHED} needed"
-        )
-    return parity
-
-
-def leave_out(folder: Path, rows: Sequence[Mapping[str, Any]], shipped_status: str) -> None:
-    """Removes the files of formats that may not be shipped."""
-    for row in rows:
-        if row["status"] != shipped_status and row["file"]:
-            (folder / row["file"]).unlink(missing_ok=True)

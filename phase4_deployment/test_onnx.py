@@ -87,7 +87,7 @@ def _load(onnx_path: Path, device: str) -> "OnnxDetector":
 def _read_images(folder: Path | None, max_images: int) -> "list[np.ndarray]":
     """uint8 RGB images of a folder, or of the demo data's val split."""
     from common.coco import load_split, read_image
-    from phase4_deployment.package.detect import IMAGE_SUFFIXES
+    from phase4_deployment.package.picture_results import IMAGE_SUFFIXES
 
     if folder is None:
         records = load_split(paths.DEMO, "val").records[:max_images]

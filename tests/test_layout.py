@@ -139,6 +139,8 @@ def imported_rooms(module: Path) -> set[str]:
 def test_a_phase_imports_common_and_itself_only(module):
     room = module.relative_to(ROOT).parts[0]
     allowed = {"common"} if room == "common" else {"common", room}
+    if module.parent.name == "package":  # what is shipped runs the pipeline of phase 3
+        allowed |= {"phase3_tracking"}
     assert imported_rooms(module) <= allowed
 
 
@@ -163,8 +165,6 @@ def test_a_function_fits_on_a_screen(source):
 
 @each_module
 def test_library_code_logs(module):
-    if module.parent.name == "package":
-        pytest.skip("the shipped script stands alone")
     calls = [
         node.lineno
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))

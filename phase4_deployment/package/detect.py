@@ -1,274 +1,180 @@
-"""Finds objects in an image, a folder of images or a video with an exported detector.
+"""Finds objects in pictures, and follows them through videos, with the detector beside this file.
 
-Needs only numpy, opencv-python and onnxruntime (or onnxruntime-gpu), and common/ beside it:
+    python detect.py --verify                                  # is everything here, and right?
+    python detect.py --input photo.jpg --output found
+    python detect.py --input pictures/ --output found --confidence 0.7
+    python detect.py --input street.mp4 --output tracked.mp4
+    python detect.py --input street.mp4 --output results --tracker sort --max-frames 500
 
-    python detect.py photo.jpg
-    python detect.py images/ --output found --confidence 0.7
-    python detect.py video.mp4 --device cuda
-
-Writes the pictures or the video with boxes drawn, and detections.json. From Python:
-
-    detections = OnnxDetector(Path("model.onnx"))([rgb_image])  # uint8 (height, width, 3)
+Pictures get their boxes drawn into copies, and detections.json. Beside the NAME.mp4 of a video
+(H.264, with its sound) there will be the tracks as NAME.mot.txt, NAME.csv, NAME.tracks.json and
+NAME.coco.json, pictures (NAME.heatmap.png, NAME.contact.jpg), with lines or zones NAME.events.csv,
+and the report NAME.json with counts and times. Ctrl-C ends a video after the frames in work; what
+is saved by then can be played, and --resume goes on from there.
 """
 
 import argparse
-import contextlib
-import json
-import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # the package's own common/
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # so that it finds common/ from any directory
 
-from common.errors import UserError
-from common.onnx_detector import PROVIDERS, ImageDetections, OnnxDetector
+try:
+    from common import cli
+    from common.cli import UserError
+    from common.onnx_detector import PROVIDERS
+    from phase3_tracking.backends import BATCH_SIZE, PRECISIONS, load_backend
+    from phase3_tracking.counting.counting import add_counting_arguments, counting_options
+    from phase3_tracking.inputs.source_options import add_source_arguments, source_options
+    from phase3_tracking.run_options import OutputOptions, RunOptions
+    from phase3_tracking.trackers.tracker_options import add_tracker_arguments, tracker_settings
+    from phase3_tracking.video_detector import CONFIDENCE, VideoDetector
+except (ImportError, SyntaxError, ValueError):  # a damaged file: say which, not only the first
+    from phase4_deployment.package.file_check import file_findings
 
-if TYPE_CHECKING:
-    import numpy as np
+    if not (findings := file_findings(HERE)):
+        raise
+    sys.stderr.writelines(f"error: {finding}\n" for finding in findings)
+    sys.exit(2)
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-COLORS = ((66, 133, 244), (219, 68, 55), (244, 160, 0), (15, 157, 88), (171, 71, 188))
-WHITE = (255, 255, 255)
-DEFAULT_FPS = 25.0  # of a video that does not tell its own
-
-
-# --- pictures ---------------------------------------------------------------------------------
-
-
-def read_image(path: Path) -> "np.ndarray":
-    """uint8 BGR (height, width, 3), EXIF orientation applied."""
-    import cv2
-    import numpy as np
-
-    try:
-        content = np.fromfile(path, np.uint8)  # imread cannot open every path on Windows
-    except OSError as error:
-        raise UserError(path, f"cannot be read ({error.strerror})", "check the path") from None
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-    if image is None:
-        raise UserError(path, "cannot be decoded", "replace or remove it")
-    return image
+MODEL, OUTPUT = HERE / "model.onnx", Path("detections")
 
 
-def draw(image: "np.ndarray", detections: ImageDetections) -> "np.ndarray":
-    """A copy of a BGR image with boxes, names and scores."""
-    import cv2
+def detect(args: argparse.Namespace) -> int:
+    """Looks for objects in the pictures, or tracks them in the videos, that --input stands for."""
+    from phase3_tracking.inputs.sources import expand_inputs
+    from phase4_deployment.package.picture_results import pictures_among
 
-    image = image.copy()
-    thickness = max(1, round(min(image.shape[:2]) / 300))
-    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.4 + 0.1 * thickness
-    for box, score, label, name in zip(*detections, strict=True):
-        left, top, right, bottom = (round(float(side)) for side in box)
-        color = COLORS[label % len(COLORS)]
-        cv2.rectangle(image, (left, top), (right, bottom), color, thickness)
-        letters = name.encode("ascii", "replace").decode()  # OpenCV's font has no others
-        text = f"{letters} {score:.2f}"
-        (width, height), descent = cv2.getTextSize(text, font, size, thickness)
-        baseline = max(top - descent, height)
-        corners = (left, baseline - height), (left + width, baseline + descent)
-        cv2.rectangle(image, *corners, color, cv2.FILLED)
-        cv2.putText(image, text, (left, baseline), font, size, WHITE, thickness, cv2.LINE_AA)
-    return image
+    if args.model.suffix.lower() != ".onnx":
+        raise UserError(args.model, "is no .onnx file", "give model.onnx or another of its kind")
+    texts = expand_inputs([args.input])
+    pictures = pictures_among(texts)
+    if pictures:
+        return detect_pictures(args, pictures)
+    return track_videos(args, texts)
 
 
-def confident(detections: ImageDetections, confidence: float) -> ImageDetections:
-    """The detections that score at least `confidence`; they come best first."""
-    count = int((detections.scores >= confidence).sum())
-    boxes_xyxy, scores, labels, names = detections
-    return ImageDetections(boxes_xyxy[:count], scores[:count], labels[:count], names[:count])
+def detect_pictures(args: argparse.Namespace, files: Sequence[Path]) -> int:
+    """Copies with boxes, and detections.json, in the folder --output."""
+    from phase4_deployment.package import picture_results
+
+    picture_results.check_output(args.output, files, replace=args.overwrite)
+    detector = load_detector(args, is_live=False)
+    saved = picture_results.detect_pictures(detector, files, args.output, args.model)
+    cli.finished(saved, None)
+    return cli.EXIT_OK
 
 
-def as_json(detections: ImageDetections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    return [
-        {
-            "box_xyxy": [round(float(side), 3) for side in box],
-            "score": round(float(score), 6),
-            "category_id": category_ids[label - 1],
-            "name": name,
-        }
-        for box, score, label, name in zip(*detections, strict=True)
-    ]
+def track_videos(args: argparse.Namespace, texts: Sequence[str]) -> int:
+    """What phase 3 makes of videos, cameras and addresses."""
+    from phase3_tracking.video_jobs import plan_jobs, run_jobs
+
+    source = source_options(args)
+    with_video = not args.no_video
+    outputs = OutputOptions(counting_options(args, with_video=with_video), video=with_video)
+    may_replace = args.overwrite or args.resume
+    jobs = plan_jobs(texts, args.output, outputs, args.model, may_replace=may_replace)
+    detector = load_detector(args, is_live=not Path(texts[0]).exists())
+    options = RunOptions(source, outputs, resumes=args.resume, smooths=args.smooth)
+    done = run_jobs(detector, jobs, options, args.model, strict=args.strict)
+    cli.finished([file for job in done for file in job.files], None)
+    return cli.EXIT_OK if len(done) == len(jobs) else cli.EXIT_USER_ERROR
 
 
-# --- jobs -------------------------------------------------------------------------------------
+def load_detector(args: argparse.Namespace, *, is_live: bool) -> VideoDetector:
+    """The detector and tracker that the options ask for.
 
+    Args:
+        is_live: a camera or an address, whose frames should not wait for one another.
+    """
+    from phase4_deployment.package.package_check import measured_batch_size
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path that becomes `path` when all went well and vanishes otherwise."""
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(path, f"cannot be written ({reason})", "choose another --output") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def detect_images(
-    detector: OnnxDetector, files: Sequence[Path], output: Path, confidence: float
-) -> dict[str, Any]:
-    """Writes every picture with its boxes; a file that is no picture is reported and left out."""
-    import cv2
-
-    images, unreadable = [], []
-    for file in files:
-        try:
-            image = read_image(file)
-        except UserError as error:
-            if len(files) == 1:
-                raise
-            print(f"warning: {error}", file=sys.stderr)
-            unreadable.append(file.name)
-            continue
-        found = confident(detector([image[..., ::-1]])[0], confidence)
-        written, encoded = cv2.imencode(".jpg", draw(image, found))
-        with whole_file(output / f"{file.name}.detections.jpg") as temporary:
-            if not written:
-                raise OSError("the picture cannot be encoded")
-            temporary.write_bytes(encoded.tobytes())
-        height, width = image.shape[:2]
-        boxes = as_json(found, detector.metadata["category_ids"])
-        images.append({"file": file.name, "width": width, "height": height, "detections": boxes})
-    if not images:
-        raise UserError(files[0].parent, "no readable image", "give a folder with images")
-    return {"images": images, "unreadable": unreadable}
-
-
-def detect_video(
-    detector: OnnxDetector, file: Path, output: Path, confidence: float
-) -> dict[str, Any]:
-    """Writes the video with boxes (MPEG-4, which OpenCV can always write), frame by frame."""
-    import cv2
-
-    capture = cv2.VideoCapture(str(file))
-    readable, frame = capture.read()
-    if not readable:
-        raise UserError(file, "not a readable image or video", "give an image, folder or video")
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    fps = fps if 0 < fps < 1000 else DEFAULT_FPS
-    announced = int(max(0, capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-    height, width = frame.shape[:2]
-    frames: list[dict[str, Any]] = []
-    with whole_file(output / f"{file.stem}.detections.mp4") as temporary:
-        codec = cv2.VideoWriter_fourcc(*"mp4v")  # type: ignore[attr-defined]
-        writer = cv2.VideoWriter(str(temporary), codec, fps, (width, height))
-        if not writer.isOpened():
-            raise OSError("no video writer for mp4v")
-        try:
-            while readable:
-                found = confident(detector([frame[..., ::-1]])[0], confidence)
-                writer.write(draw(frame, found))
-                boxes = as_json(found, detector.metadata["category_ids"])
-                frames.append({"frame": len(frames), "detections": boxes})
-                readable, frame = capture.read()
-        finally:
-            writer.release()
-            capture.release()
-    if len(frames) < announced:
-        print(f"warning: {file}: {len(frames)} of {announced} frames readable", file=sys.stderr)
-    return {
-        "video": file.name,
-        "width": width,
-        "height": height,
-        "fps": fps,
-        "frames_read": len(frames),
-        "truncated": len(frames) < announced,
-        "frames": frames,
-    }
-
-
-def detect(source: Path, model: Path, output: Path, confidence: float, device: str) -> None:
-    """Runs the model over `source` and writes pictures or a video and detections.json."""
-    if not source.exists():
-        raise UserError(source, "no such file or folder", "check the path")
-    files = [source]
-    if source.is_dir():
-        files = sorted(f for f in source.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-        if not files:
-            raise UserError(source, "no images in the folder", "give a folder with images")
-        if source.resolve() == output.resolve():
-            raise UserError(output, "is the input folder", "choose another --output")
-    detector = OnnxDetector(model, device)
-    started = time.perf_counter()
-    if source.is_dir() or source.suffix.lower() in IMAGE_SUFFIXES:
-        found = detect_images(detector, files, output, confidence)
-    else:
-        found = detect_video(detector, source, output, confidence)
-    seconds = time.perf_counter() - started
-    pictures = found.get("images") or found["frames"]
-    report = {
-        "schema": "detections/1",
-        "model": model.name,
-        "source_sha256": detector.metadata["source_sha256"],
-        "provider": detector.provider,
-        "confidence": confidence,
-        **found,
-    }
-    with whole_file(output / "detections.json") as temporary:
-        text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-    boxes = sum(len(picture["detections"]) for picture in pictures)
-    print(
-        f"{boxes} objects in {len(pictures)} pictures, {len(pictures) / seconds:.1f} per second "
-        f"on {detector.provider}\nSaved {output}"
+    measured = measured_batch_size(HERE, args.model, "latency" if is_live else "throughput")
+    return VideoDetector(
+        load_backend(args.model, None, args.device, PRECISIONS[0]),
+        args.confidence,
+        classes=[name.strip() for name in args.classes.split(",")] if args.classes else None,
+        batch_size=args.batch_size or measured or BATCH_SIZE,
+        **tracker_settings(args),
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USER_ERROR, f"error: {message.removeprefix('argument ')}\n")
+def work(args: argparse.Namespace) -> int:
+    """What was asked for; what cannot be imported is told in one line.
 
-
-def _fraction(text: str) -> float:
+    Raises:
+        UserError: something the user can mend.
+    """
     try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+        from phase4_deployment.package.package_check import check_package
+
+        return check_package(HERE, args.device) if args.verify else detect(args)
+    except ModuleNotFoundError as error:
+        name = str(error.name)
+        if (HERE / name.split(".")[0]).is_dir():
+            raise UserError(name, "is missing", "see what else: detect.py --verify") from error
+        remedy = "run: pip install -r requirements.txt"
+        raise UserError(name, "is not installed", remedy) from error
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = cli.ArgumentParser(__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--input", help="picture, video, a folder or pattern of either, camera number or address"
     )
-    beside = Path(__file__).resolve().with_name("model.onnx")
-    parser.add_argument("source", type=Path, help="an image, a folder of images or a video")
-    parser.add_argument(
-        "--model", type=Path, default=beside, help="default: model.onnx beside this file"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("detections"), help="folder (default: detections)"
+    what.add_argument(
+        "--verify",
+        action="store_true",
+        help="check every file against package_info.json, and the boxes in a known picture",
     )
     parser.add_argument(
-        "--confidence", type=_fraction, default=0.5, help="least score shown (default: 0.5)"
+        "--output", type=Path, default=OUTPUT, help="folder, or for one video an .mp4"
     )
-    parser.add_argument("--device", choices=sorted(PROVIDERS), default="auto", help="default: auto")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
+    _add_detector_arguments(parser)
+    add_tracker_arguments(parser)
+    add_source_arguments(parser)
+    add_counting_arguments(parser)
+    group = parser.add_argument_group("videos")
+    group.add_argument("--no-video", action="store_true", help="write tracks and report only")
+    group.add_argument(
+        "--resume", action="store_true", help="go on with what a stopped run has detected"
+    )
+    group = parser.add_argument_group("common")
+    group.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _add_detector_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("detector")
+    group.add_argument("--model", type=Path, default=MODEL, help="another .onnx file")
+    group.add_argument(
+        "--confidence",
+        type=cli.fraction,
+        default=CONFIDENCE,
+        help="smallest confidence kept; see also --tracker",
+    )
+    group.add_argument("--classes", help="comma separated names or category ids to keep")
+    group.add_argument(
+        "--device",
+        choices=PROVIDERS,
+        default="auto",
+        help="cuda is an error where it cannot be used; auto then takes the CPU",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=cli.positive_int,
+        help="images for each inference (default: the best that was measured, see README.md)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    try:
-        detect(args.source, args.model, args.output, args.confidence, args.device)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    return 0
+    return cli.run(lambda: work(args), args)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,33 @@ def test_tf32_is_told_for_matmul_and_for_convolutions(monkeypatch, allowed):
     assert facts["tf32"] == {"matmul": matmul, "convolutions": allowed}
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_without_pytorch_a_description_is_what_python_knows(monkeypatch, device):
+    expected = environment.describe("cpu")
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import of it fails
+    facts = json.loads(json.dumps(environment.describe(device), allow_nan=False))
+    assert (facts["threads"], facts["cpu_features"]) == (None, [])
+    assert facts["device_name"] == {"cpu": expected["cpu"], "cuda": "cuda"}[device]
+    assert "tf32" not in facts
+    for key in ("cpu", "cpu_count", "python", "platform", "packages", "git_commit"):
+        assert facts[key] == expected[key]
+
+
+def test_a_device_that_pytorch_does_not_know_keeps_its_name(monkeypatch):
+    def fail(device):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", fail)
+    assert environment.device_name("cuda") == "cuda"
+
+
+def test_the_commit_of_a_tree_around_this_one_is_not_told(monkeypatch, tmp_path):
+    environment._git_commit.cache_clear()
+    monkeypatch.setattr(paths, "ROOT", paths.ROOT / "phase1_training")
+    assert environment._git_commit() is None
+    environment._git_commit.cache_clear()
+
+
 def test_summary_line_names_versions_and_device():
     line = environment.summary_line("cpu")
     assert torch.__version__ in line

@@ -1,5 +1,6 @@
 """Order, bounds and errors of the overlapping stages; test_video_detector.py runs them together."""
 
+import sys
 import threading
 import time
 from fractions import Fraction
@@ -103,6 +104,23 @@ def test_workers_share_the_threads_of_the_processor():
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_workers_run_where_pytorch_is_not_loaded(monkeypatch, device, workers):
+    """ONNX Runtime detects then."""
+    monkeypatch.delitem(sys.modules, "torch")
+    with DetectionWorkers(lambda frames: [np.empty((0, 6))] * len(frames), workers, device) as pool:
+        assert len(list(pool.map(numbered(6)))) == 3
+    assert "torch" not in sys.modules
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_run_on_a_gpu_that_pytorch_does_not_know(monkeypatch, workers):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with DetectionWorkers(lambda frames: [np.empty((0, 6))] * len(frames), workers, "cuda") as pool:
+        assert len(list(pool.map(numbered(6)))) == 3
 
 
 def test_what_detection_raises_reaches_the_caller():

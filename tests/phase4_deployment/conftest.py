@@ -1,15 +1,42 @@
-"""The exported detector that the tests of this folder share."""
+"""The exported detector and the package that the tests of this folder share."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from phase4_deployment import clean_environment, package_files
 from tests.exported_detector import CATEGORY_IDS as CATEGORY_IDS
 from tests.exported_detector import CLASS_NAMES as CLASS_NAMES
 from tests.exported_detector import export_to
+from tests.phase4_deployment.packages import build_package, unpack
+from tests.random_detectors import random_scene
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory) -> SimpleNamespace:
     """See `export_to`."""
     return export_to(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="session")
+def archive(exported, tmp_path_factory) -> Path:
+    """The .zip of a package."""
+    folder = tmp_path_factory.mktemp("building") / "new"
+    images = [random_scene(np.random.default_rng(seed), 120, 160) for seed in range(3)]
+    build_package(folder, exported, images)
+    return package_files.write_archive(folder, "detector")
+
+
+@pytest.fixture(scope="session")
+def package(archive, tmp_path_factory) -> Path:
+    """It unpacked somewhere else; not to be changed."""
+    return unpack(archive, tmp_path_factory.mktemp("shipped package"))
+
+
+@pytest.fixture(scope="session")
+def clean_python(tmp_path_factory) -> Path:
+    """A Python that has what the package's requirements.txt asks for and nothing else."""
+    names = clean_environment.requirement_names(package_files.REQUIREMENTS)
+    return clean_environment.make(tmp_path_factory.mktemp("environment"), names)

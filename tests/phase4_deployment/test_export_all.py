@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from common import artifacts, coco
+from common import artifacts, coco, paths
 from common.cli import UserError
 from common.evaluation import compare_detections
 from common.inference_graph import InferenceGraph, graph_predictor
-from common.models import Detections, load_model, stock_predictor
+from common.models import Detections, load_model
 from phase4_deployment import cold_start, export_all, export_onnx, measuring, package_files
+from phase4_deployment.shipped_modules import shipped_files
 from tests.phase4_deployment.conftest import CATEGORY_IDS, CLASS_NAMES
 from tests.phase4_deployment.test_quantization import load_in_model_order, write_data
 from tests.random_detectors import random_scene
@@ -24,7 +26,8 @@ from tests.random_detectors import random_scene
 FILES = {
     *("model.pth", "model.json", "model.onnx", "model_int8.onnx", "model.pt2"),
     *("detect.py", "labels.json", "README.md", "requirements.txt", "package_info.json"),
-    *("common/errors.py", "common/onnx_detector.py", "common/paths.py"),
+    *("golden/image.png", "golden/detections.json"),
+    *(file.relative_to(paths.ROOT).as_posix() for file in shipped_files()),
 }
 CPU = torch.device("cpu")
 
@@ -71,6 +74,7 @@ def build(exported, data, tmp_path, monkeypatch):
             max_images=4,
             num_iterations=2,
             time_budget_s=60.0,
+            latency_budget_ms=100.0,
             seed=0,
             metrics=tmp_path / "metrics",
         )
@@ -83,7 +87,7 @@ def build(exported, data, tmp_path, monkeypatch):
 def quick(monkeypatch):
     """No child processes: cold starts and the run of detect.py are tested elsewhere."""
     monkeypatch.setattr(export_all, "measure_cold_starts", lambda formats, images: None)
-    monkeypatch.setattr(package_files, "verify", lambda *_: {"matched": 1.0})
+    monkeypatch.setattr(export_all, "check_package", lambda *_: {})
 
 
 def test_package_is_complete_and_true_to_its_checksums(build, exported, tmp_path):
@@ -96,7 +100,10 @@ def test_package_is_complete_and_true_to_its_checksums(build, exported, tmp_path
         assert entry["bytes"] == (package / name).stat().st_size
     assert info["class_names"] == list(CLASS_NAMES)
     assert info["source_checkpoint"]["sha256"] == artifacts.sha256(exported.model_path)
-    assert info["default_batch_size"] in (1, 2)
+    for name in ("model.onnx", "model_int8.onnx"):
+        sizes = info["batch_sizes"][name]
+        assert sizes["throughput"] in (1, 2)
+        assert sizes["latency"] in (1, 2, None)
     labels = artifacts.read_json(package / "labels.json")["labels"]
     assert [(row["label"], row["category_id"], row["name"]) for row in labels] == [
         (i + 1, CATEGORY_IDS[i], CLASS_NAMES[i]) for i in range(3)
@@ -111,6 +118,15 @@ def test_package_is_complete_and_true_to_its_checksums(build, exported, tmp_path
     assert rows["onnx_fp32"]["peak_memory_mib"] < rows["pytorch_fp32"]["peak_memory_mib"]
     assert [batch["batch_size"] for batch in rows["onnx_int8"]["batches"]] == [1, 2]
     assert set(report["package_check"]) == {"model.onnx", "model_int8.onnx"}
+    for checked in report["package_check"].values():
+        assert checked["parity"]["matched"] >= 0.99
+        assert checked["tracks"] > 0
+    with zipfile.ZipFile(tmp_path / "deployment.zip") as archive:
+        assert {name.removeprefix("deployment/") for name in archive.namelist()} == FILES
+        assert (
+            archive.read("deployment/package_info.json")
+            == (package / "package_info.json").read_bytes()
+        )
     quantization = artifacts.read_json(tmp_path / "metrics" / "quantization.json")
     assert "pytorch_int8_dynamic" in [row["name"] for row in quantization["formats"]]
     assert (tmp_path / "metrics" / "export_comparison.png").stat().st_size > 10_000
@@ -124,15 +140,17 @@ def test_package_is_complete_and_true_to_its_checksums(build, exported, tmp_path
 @pytest.mark.usefixtures("quick")
 def test_older_package_is_untouched_when_the_check_fails(build, tmp_path, monkeypatch):
     package = build()
-    before = {name: artifacts.sha256(package / name) for name in files_in(package)}
+    before = {name: artifacts.sha256(tmp_path / name) for name in files_in(tmp_path)}
+    assert "deployment.zip" in before
 
     def fail(*_):
         raise RuntimeError("detect.py finds something else")
 
-    monkeypatch.setattr(package_files, "verify", fail)
+    monkeypatch.setattr(export_all, "check_package", fail)
     with pytest.raises(RuntimeError, match="something else"):
         build()
-    assert {name: artifacts.sha256(package / name) for name in files_in(package)} == before
+    assert {name: artifacts.sha256(tmp_path / name) for name in files_in(tmp_path)} == before
+    assert files_in(package)
     assert not list(tmp_path.glob(".tmp-*"))
 
 
@@ -194,18 +212,6 @@ def test_a_damaged_list_of_files_is_told_at_once_and_costs_nobody_a_file(tmp_pat
         assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_verify_notices_a_model_that_finds_something_else(exported, tmp_path):
-    package_files.write_program(tmp_path)
-    shutil.copyfile(exported.onnx_path, tmp_path / "model.onnx")
-    image = random_scene(np.random.default_rng(2), 96, 128)
-    found = stock_predictor(exported.loaded.model, CPU)([image])[0]
-    parity = package_files.verify(tmp_path, "model.onnx", image, found, CATEGORY_IDS)
-    assert parity["matched"] >= 0.99
-    moved = found._replace(boxes_xyxy=found.boxes_xyxy + 5)
-    with pytest.raises(RuntimeError, match="of the boxes"):
-        package_files.verify(tmp_path, "model.onnx", image, moved, CATEGORY_IDS)
-
-
 def row(matched=1.0, box_error=0.0, value=0.5) -> dict:
     return {"parity": {"matched": matched, "max_box_error_px": box_error}, "map": value}
 
@@ -225,6 +231,26 @@ def row(matched=1.0, box_error=0.0, value=0.5) -> dict:
 def test_verdict(measured, max_map_drop, expected):
     item = measuring.Format("x", None, "pytorch", None, max_map_drop=max_map_drop)
     assert measuring.verdict(item, measured, 0.5).startswith(expected)
+
+
+def batch(size: int, img_s: float, p90: float) -> dict:
+    return {"batch_size": size, "throughput_img_s": img_s, "latency_ms": {"p90": p90}}
+
+
+BATCHES = [batch(1, 20, 50), batch(2, 30, 70), batch(4, 39.9, 100), batch(8, 40.2, 200)]
+
+
+@pytest.mark.parametrize(
+    ("budget_ms", "expected"),
+    [(None, 4), (1000, 4), (200, 4), (100, 4), (99.9, 2), (60, 1), (49, None)],
+)
+def test_best_batch_is_the_smallest_of_the_fastest_within_the_budget(budget_ms, expected):
+    best = measuring.best_batch(BATCHES, *([] if budget_ms is None else [budget_ms]))
+    assert (best and best["batch_size"]) == expected
+
+
+def test_a_larger_batch_is_taken_where_it_brings_more_than_noise():
+    assert measuring.best_batch([*BATCHES, batch(16, 41.1, 400)])["batch_size"] == 16
 
 
 def test_large_batches_are_skipped_beyond_the_time_budget():

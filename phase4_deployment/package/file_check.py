@@ -1,0 +1,62 @@
+"""Which files of a package are missing, changed, or none of its own.
+
+Needs nothing but Python, so that a package whose other files are damaged can still say so. It finds
+damage, not forgery: who changes a file can change the list as well.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+INFO = "package_info.json"
+COPY_AGAIN = "copy the package again"
+
+
+def file_findings(folder: Path) -> list[str]:
+    """One line for each file that is not as package_info.json says."""
+    try:
+        files = json.loads((folder / INFO).read_text(encoding="utf-8"))["files"]
+        return list(_compared(folder, files))
+    except FileNotFoundError:
+        return [f"{INFO}: is missing – {COPY_AGAIN}"]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return [f"{INFO}: is damaged – {COPY_AGAIN}"]
+
+
+def _compared(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for name, listed in files.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name}: is missing – {COPY_AGAIN}"
+        elif _sha256(path) != listed["sha256"]:
+            yield f"{name}: differs from its sha256 – {COPY_AGAIN}"
+    own_folders = {name.split("/")[0] for name in files if "/" in name}
+    present = {path.relative_to(folder).as_posix() for path in _present(folder, own_folders)}
+    for name in sorted(present - files.keys() - {INFO}):
+        yield f"{name}: is not part of the package – move it elsewhere"
+
+
+def _present(folder: Path, own_folders: set[str]) -> Iterator[Path]:
+    """Files beside detect.py, in the package's folders, and in others that could be imported.
+
+    Folders with somebody's results, hidden ones such as .venv, and what Python compiled are
+    nobody's concern.
+    """
+    for entry in folder.iterdir():
+        if entry.name.startswith(".") or entry.name == "__pycache__":
+            continue
+        if not entry.is_dir():
+            yield entry
+        elif entry.name in own_folders or any(entry.glob("*.py")):
+            inside = (path for path in entry.rglob("*") if not path.is_dir())
+            yield from (path for path in inside if path.parent.name != "__pycache__")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
