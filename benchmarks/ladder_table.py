@@ -54,7 +54,8 @@ def _machine(environment: dict[str, Any]) -> str:
 
 def _table(paths: Sequence[Path]) -> str:
     reports = [artifacts.read_json(path) for path in paths]
-    variants = list(dict.fromkeys(r["variant"] for report in reports for r in report["results"]))
+    richest_first = sorted(reports, key=lambda report: -len(report["results"]))
+    variants = list(dict.fromkeys(r["variant"] for one in richest_first for r in one["results"]))
     headings = [_heading(report, path) for report, path in zip(reports, paths, strict=True)]
     head = [f"| rung | {' | '.join(headings)} |", "|---" * (len(reports) + 1) + "|"]
     rows = [
