@@ -246,9 +246,8 @@ def resident_peak_mib() -> float | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that the device or the host has no memory left. cuDNN, cuBLAS,
     MPS, the CPU's allocator and ONNX Runtime say so in the text of an exception of another kind."""
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    torch = sys.modules.get("torch")  # what is not loaded has raised nothing
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
     is_of_a_library = isinstance(error, RuntimeError) or type(error).__module__.startswith(
         "onnxruntime."

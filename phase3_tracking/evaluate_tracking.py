@@ -151,9 +151,8 @@ def run_tracker(
 
     if confidence is not None:
         detections = detections.select(detections.confidences >= confidence)
-    scores = detections.confidences
-    are_fractions = bool(((scores >= 0) & (scores <= 1)).all())
-    strong = STRONG_CONFIDENCE if are_fractions and scores.any() else None
+    is_rated = mot_files.are_confidences(detections.confidences)
+    strong = STRONG_CONFIDENCE if is_rated else None
     tracker = build_tracker(confidence=strong, frame_rate=frame_rate, **settings)
     rows = [np.empty((0, 8))]
     for frame in range(1, frame_count + 1):

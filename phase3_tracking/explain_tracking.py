@@ -159,7 +159,9 @@ def run(args: argparse.Namespace) -> None:
     from phase3_tracking.inputs.sources import demo_video
 
     text = args.input or demo_video()
-    backend = load_backend(args.model_path, args.detections, args.device, args.precision)
+    backend = load_backend(
+        args.model_path, args.detections, args.device, args.precision, args.max_proposals
+    )
     detector = VideoDetector(backend, args.confidence, batch_size=args.batch_size)
     options = SourceOptions(start_s=args.start or Fraction(0), max_frames=args.max_frames)
     made_of = args.detections or args.model_path or paths.BEST_MODEL

@@ -95,6 +95,12 @@ def read(path: Path, *, unique_ids: bool) -> MotBoxes:
     return from_rows(rows)
 
 
+def are_confidences(scores: np.ndarray) -> bool:
+    """Whether scores of a detection file lie in [0, 1] and tell boxes apart: some detectors write
+    margins of any size, or -1 or 0 everywhere."""
+    return bool(((scores >= 0) & (scores <= 1)).all() and scores.any())
+
+
 def _parse(path: Path, number: int, line: str) -> list[float]:
     """The eight numbers of one line."""
     fields = line.split(",")[:USED_COLUMNS]

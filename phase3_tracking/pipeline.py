@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from common.cli import UserError
+from common.timing import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -135,17 +136,24 @@ class DetectionWorkers(Generic[Frame]):
 
     def _timed(self, batch: list[Frame]) -> list[np.ndarray]:
         begin = time.perf_counter()
-        found = self._detect(batch)
+        try:
+            found = self._detect(batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            what = f"{len(batch)} frames do not fit into the memory of {self._device}"
+            remedy = "give a smaller --batch-size, or --resize"
+            raise UserError("detection", what, remedy) from error
         with self._lock:
             self.seconds += time.perf_counter() - begin
         return found
 
     def __enter__(self) -> "DetectionWorkers":
         torch = _loaded_torch(self._device)
+        if torch and self._workers and self._device.startswith("cuda"):
+            torch.cuda.synchronize(self._device)  # weights are there for every stream
         if torch and self._workers > 1:
             self._threads = torch.get_num_threads()
-            if self._device.startswith("cuda"):
-                torch.cuda.synchronize(self._device)  # weights are there for every stream
         return self
 
     def __exit__(
@@ -160,10 +168,12 @@ class DetectionWorkers(Generic[Frame]):
 
 
 def _loaded_torch(device: str) -> Any:
-    """PyTorch if it may be what detects on the device; ONNX Runtime has streams and threads of its
-    own, and may run where PyTorch is not installed, or is not for that device."""
+    """PyTorch if it may be what detects on the device: on a GPU its model is there already. ONNX
+    Runtime has streams and threads of its own, and may run where PyTorch is not installed."""
     torch = sys.modules.get("torch")
-    return None if torch and device.startswith("cuda") and not torch.cuda.is_available() else torch
+    if torch and device.startswith("cuda") and not torch.cuda.is_initialized():
+        return None
+    return torch
 
 
 class BackgroundWriter:

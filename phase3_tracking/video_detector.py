@@ -161,7 +161,8 @@ class VideoDetector:
         found = []
         for boxes_xyxy, scores, labels in self._backend.detect(images, numbers):
             categories = self._category_of_label[labels]
-            kept = (scores >= smallest) & np.isin(categories, self._kept)
+            # a score that is no number goes on to the tracker, which counts it
+            kept = ~(scores < smallest) & np.isin(categories, self._kept)
             found.append(np.column_stack([boxes_xyxy, scores, categories])[kept])
         return found
 
@@ -237,7 +238,7 @@ class VideoDetector:
 
 def run(args: argparse.Namespace) -> int:
     """Checks what was asked for, loads the detector and does the work; the exit status."""
-    from phase3_tracking.inputs.sources import demo_video, expand_inputs
+    from phase3_tracking.inputs.sources import check_exists, demo_video, expand_inputs
     from phase3_tracking.video_jobs import plan_jobs, run_jobs
 
     outputs = OutputOptions(
@@ -251,6 +252,8 @@ def run(args: argparse.Namespace) -> int:
     if args.smooth and source.latency_mode:
         raise UserError("--smooth", "needs the frames to come", "leave out --latency-mode")
     texts = expand_inputs(args.input) if args.input else [demo_video()]
+    if len(texts) == 1:  # of several, the others are worked on
+        check_exists(texts[0])
     if args.detections and len(texts) > 1:
         raise UserError("--detections", f"is of one video, not of {len(texts)}", "give one --input")
     made_of = args.detections or args.model_path or paths.BEST_MODEL

@@ -71,7 +71,8 @@ class ByteTrackTracker(KalmanTracker):
         strong = is_strong.nonzero()[0]
         weak = (~is_strong & (confidence >= self.low_confidence)).nonzero()[0]
         confirmed, unconfirmed = is_confirmed.nonzero()[0], (~is_confirmed).nonzero()[0]
-        weight = np.ones_like(confidence) if self.high_confidence == -math.inf else confidence
+        is_unrated = self.high_confidence == -math.inf
+        weight = np.ones_like(confidence) if is_unrated else confidence.clip(max=1)
 
         first = self._round(detections, strong, confirmed, self.iou_threshold, weight)
         left = _without(confirmed, first[1])

@@ -76,6 +76,7 @@ def add_tracker_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--iou-threshold",
+        "--iou",
         type=_above_zero_fraction,
         help="smallest overlap (IoU) with which a detection continues a track "
         "(default: 0.2 for cmcsort and bytetrack, 0.3 for the others)",

@@ -167,6 +167,14 @@ def test_proposals_belong_to_a_checkpoint(exported, tmp_path):
 # --- recorded detections ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("scores", [(-1, -1), (0, 0), (40.5, -3)])
+def test_every_box_counts_where_scores_are_no_confidences(tmp_path, scores):
+    path = tmp_path / "det.txt"
+    path.write_text("".join(f"1,-1,{10 * n},0,4,4,{s},1\n" for n, s in enumerate(scores)))
+    found = RecordedDetections(path).of_frame(1)
+    assert (found.boxes_xyxy[:, 0].tolist(), found.scores.tolist()) == ([0, 10], [1, 1])
+
+
 def test_recorded_detections_answer_by_frame(tmp_path):
     path = tmp_path / "det.txt"
     path.write_text("3,-1,0,0,4,4,0.5,9\n1,-1,1,2,3,4,0.25,-1\n")

@@ -118,9 +118,30 @@ def test_workers_run_where_pytorch_is_not_loaded(monkeypatch, device, workers):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_run_on_a_gpu_that_pytorch_does_not_know(monkeypatch, workers):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     with DetectionWorkers(lambda frames: [np.empty((0, 6))] * len(frames), workers, "cuda") as pool:
         assert len(list(pool.map(numbered(6)))) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_memory_that_runs_out_is_told_with_a_remedy(workers):
+    def detect(frames):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    expected = "2 frames do not fit into the memory of cpu – give a smaller --batch-size"
+    with pytest.raises(UserError, match=expected), DetectionWorkers(detect, workers, "cpu") as pool:
+        list(pool.map(numbered(4)))
+
+
+def test_the_weights_are_there_before_another_stream_reads_them(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: done.append("stream"))
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    with DetectionWorkers(lambda frames: [np.empty((0, 6))] * len(frames), 1, "cuda:0") as pool:
+        list(pool.map(numbered(4)))
+    assert done == ["synchronize", "stream"]
 
 
 def test_what_detection_raises_reaches_the_caller():
