@@ -186,6 +186,7 @@ class AmpComparison:
                     self._time(arms, seed)
             except ArmOutOfMemoryError as error:  # from the start, without it
                 self._drop(str(error))
+                self._times_of(str(error)).clear()  # of rounds that the others make again
                 names.remove(str(error))
                 arms.clear()
                 timing.release_free_memory(self.device)

@@ -60,9 +60,11 @@ def _speed(report: Report, amp: Arm) -> str:
         slower = f"{name} is slower than fp32 on this machine: {_times(speedup)} its speed"
         return slower + (f", because {EMULATED}" if because else "")
     if speedup["verdict"] == "within noise":
+        noise = speedup["noise"]
+        equal = f", where two equal fp32 arms give {_times(noise)}" if noise else ""
         return (
             f"no difference in training speed can be told between {name} and fp32: "
-            f"{_times(speedup)}, where two equal fp32 arms give {_times(speedup['noise'])}{because}"
+            f"{_times(speedup)}{equal}{because}"
         )
     return f"{_few(report['timed_steps'])} cannot tell training speeds apart{because}"
 

@@ -190,10 +190,8 @@ def waiting_warnings(shares: Mapping[str, float]) -> list[str]:
     worst = min(disturbed, key=shares.__getitem__)
     others = [label for label in disturbed if label != worst]
     less = f" Less so during: {', '.join(others)}." if others else ""
-    return [
-        f"{told[worst]}{less} Batch sizes are timed apart, so a neighbour that comes and goes may "
-        "have led a search astray: run it again on a quiet machine."
-    ]
+    astray = " Batch sizes are timed apart, so a neighbour that comes and goes may have misled the search."
+        " Batch sizes are timed apart: a neighbour that comes and goes may have misled the search."
 
 
 def choose_variants(

@@ -206,7 +206,7 @@ def graph(rung: Rung) -> Callable[["FasterRCNN", Workshop], Predictor]:
             _compile(inference)
         run = CudaGraphedInference(inference) if rung.recorded else inference
         predict = _with_tf32(graph_predictor(run, device), workshop)
-        return _freezing(predict) if rung.compiled and device.type == "cpu" else predict
+        return _compiling(predict, freezes=not on_cuda) if rung.compiled else predict
 
     return build
 
@@ -237,17 +237,20 @@ def _compile(graph: InferenceGraph) -> None:
     replace_heavy_modules(graph, compiled)
 
 
-def _freezing(predict: Predictor) -> Predictor:
-    """Weights become constants of what is compiled at a first call, laid out for the processor.
+def _compiling(predict: Predictor, *, freezes: bool) -> Predictor:
+    """With room for all sizes of input; beyond the limit they would run uncompiled.
 
-    As an option of torch.compile `freezing` has no effect: the tracer reads the global setting.
+    Args:
+        freezes: weights become constants of what is compiled at a first call, laid out for the
+            processor. As an option of torch.compile it has no effect: the tracer reads the global
+            setting.
     """
 
-    def predict_frozen(images: Sequence[np.ndarray]) -> list[Detections]:
+    def predict_compiled(images: Sequence[np.ndarray]) -> list[Detections]:
         with (
-            torch._inductor.config.patch(freezing=True),
+            torch._inductor.config.patch(freezing=freezes),
             torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT),
         ):
             return predict(images)
 
-    return predict_frozen
+    return predict_compiled

@@ -123,6 +123,8 @@ class Benchmark:
                 break
             self.memory_kind = memory.kind
         if self._device.type == "cuda" and VARIANTS[name].tolerance is EXACT:
+            del predict
+            timing.release_free_memory(self._device)
             strict = replace(self._workshop, allows_tf32=False)
             _, check.found_strict = self._evaluated(VARIANTS[name].predictor(self._model, strict))
 

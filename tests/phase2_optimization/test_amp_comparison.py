@@ -92,6 +92,26 @@ def test_a_noise_arm_that_does_not_fit_is_done_without(comparison, monkeypatch):
     assert len(comparison.records["amp_bf16"].step_ms) == 2
 
 
+def test_an_arm_that_runs_out_of_memory_while_timed_leaves_no_times(comparison, monkeypatch):
+    """The others are timed anew, in other rounds."""
+    measure, calls = timing.measure_interleaved, []
+
+    def runs_out(steps, **options):
+        calls.append(list(steps))
+        if len(calls) == 2:
+            with amp_comparison._naming("amp_bf16"):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return measure(steps, **options)
+
+    monkeypatch.setattr(amp_comparison, "_parts", lambda steps: [1, 1])
+    monkeypatch.setattr(timing, "measure_interleaved", runs_out)
+    comparison.train()
+    assert "amp_bf16" in calls[1]
+    assert "amp_bf16" not in calls[-1]
+    assert comparison.records["amp_bf16"].step_ms == []
+    assert len(comparison.records["fp32"].step_ms) == 2
+
+
 def test_memory_running_out_with_a_later_seed_keeps_what_was_measured(comparison, monkeypatch):
     make = comparison._arm
 

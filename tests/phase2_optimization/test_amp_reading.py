@@ -84,6 +84,11 @@ def report(speedup: dict = FASTER, *others: dict, inference: tuple = (), **chang
             "[0.97, 1.05], where two equal fp32 arms give 1.00x [0.98, 1.02]",
             id="noise",
         ),
+        pytest.param(
+            {**EQUAL, "noise": None},
+            "can be told between amp_bf16 and fp32: 1.01x [0.97, 1.05]; ",
+            id="no second fp32 arm",
+        ),
         pytest.param(UNTOLD, "20 timed steps cannot tell training speeds apart", id="few steps"),
     ],
 )
