@@ -34,11 +34,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         UserError: the folder cannot be made or written to, or the disk is full.
     """
     path = Path(path)
-    with _temporary(path) as temporary, _told_as(path, temporary):
+    with _temporary(path) as temporary, told_as(path, temporary):
         yield temporary
-        _make_durable(temporary)
+        make_durable(temporary)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
@@ -57,15 +57,15 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
         whole: list[tuple[Path, Path]] = []
         for path, write in writers.items():
             temporary = stack.enter_context(_temporary(path))
-            with _told_as(path, temporary):
+            with told_as(path, temporary):
                 write(temporary)
-                _make_durable(temporary)
+                make_durable(temporary)
             whole.append((path, temporary))
         for path, temporary in whole:
-            with _told_as(path, temporary):
+            with told_as(path, temporary):
                 os.replace(temporary, path)
         for folder in {path.parent for path in writers}:
-            _sync_folder(folder)
+            sync_folder(folder)
 
 
 @contextlib.contextmanager
@@ -86,8 +86,8 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _told_as(path: Path, temporary: Path) -> Iterator[None]:
-    """Errors of writing `temporary` name the file it is to become."""
+def told_as(path: Path, temporary: Path) -> Iterator[None]:
+    """Errors of writing `temporary` name the file it is to become: a UserError about `path`."""
     try:
         yield
     except OSError as error:
@@ -97,7 +97,8 @@ def _told_as(path: Path, temporary: Path) -> Iterator[None]:
         raise  # a pipe, or somebody else's file: not a problem of this output
 
 
-def _make_durable(temporary: Path) -> None:
+def make_durable(temporary: Path) -> None:
+    """Puts a file that is whole on the disk, readable for everybody."""
     temporary.chmod(0o644)
     with open(temporary, "rb+") as written:
         os.fsync(written.fileno())
@@ -114,7 +115,7 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
     return UserError(path, f"cannot be written ({reason})", "choose another --output")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes the rename itself survive a power cut (not every platform can open a folder)."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from common import paths
+from common.addresses import text_without_secrets, word_without_secrets
 from common.errors import UserError as UserError  # part of what a script needs
 
 EXIT_OK, EXIT_BUG, EXIT_USER_ERROR = 0, 1, 2
@@ -59,7 +60,8 @@ class ArgumentParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"{what} – {remedy}")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USER_ERROR, f"error: {message.removeprefix('argument ')}\n")
+        told = text_without_secrets(message.removeprefix("argument "))
+        self.exit(EXIT_USER_ERROR, f"error: {told}\n")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -149,18 +151,22 @@ class _StdoutHandler(logging.StreamHandler):
 
 
 def _report_bug(error: Exception, *, show: bool) -> None:
-    """Keeps the traceback in outputs/crash.log, or shows it where that cannot be written."""
-    text = traceback.format_exc()
+    """Keeps the traceback in outputs/crash.log, or shows it where that cannot be written.
+
+    It is to be passed on, so no password of a camera is in it.
+    """
+    text = text_without_secrets(traceback.format_exc())
+    command = [word_without_secrets(word) for word in sys.argv]
     crash_log = paths.OUTPUTS / "crash.log"
     try:
         crash_log.parent.mkdir(parents=True, exist_ok=True)
-        crash_log.write_text(f"{sys.argv}\n{text}", encoding="utf-8", errors="backslashreplace")
+        crash_log.write_text(f"{command}\n{text}", encoding="utf-8", errors="backslashreplace")
         remedy = f"please report it with {paths.display(crash_log)}"
     except OSError:
         show, remedy = True, "please report it with the lines above"
     if show:
         sys.stderr.write(text)
-    summary = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    summary = text_without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
     sys.stderr.write(f"error: internal error ({summary}) – {remedy}\n")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import paths
+from common.addresses import word_without_secrets
 from common.cli import UserError
 
 if TYPE_CHECKING:
@@ -144,14 +145,18 @@ def summary_line(device: str) -> str:
 
 
 def command_line(*, without: Sequence[str] = (), launcher: Sequence[str] = ("python",)) -> str:
-    """The command as typed, with paths inside the repository shown relative to it.
+    """The command as typed, with paths inside the repository shown relative to it, and addresses
+    without their passwords.
 
     Args:
         without: words to leave out, for instance "--overwrite".
         launcher: what the script is started with.
     """
     words = [word for word in sys.argv if word not in without]
-    words = [paths.display(word) if Path(word).is_absolute() else word for word in words]
+    words = [
+        paths.display(word) if Path(word).is_absolute() else word_without_secrets(word)
+        for word in words
+    ]
     return shlex.join([*launcher, *words])
 
 

@@ -6,13 +6,15 @@ and what they can write no browser plays, so encoding goes through PyAV.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from common import paths
 from common.artifacts import DISK_ERRORS, atomic_path
 from common.cli import UserError, log
 
@@ -50,8 +52,9 @@ class VideoWriter:
 
     The file appears at `path` when the block ends. If the block raises, nothing appears and an
     older file at `path` stays. Until then the frames are in `partial_path(path)`, in fragments
-    that can be played at any moment; only a process that is killed leaves it behind, and the next
-    one that writes to `path` replaces it.
+    that can be played at any moment. A process that is killed leaves it behind, and so does a disk
+    that is full when all frames are there and the finished file is to be made of them; the next one
+    that writes to `path` replaces it.
 
     Args:
         path: the mp4 to write; its folder is made.
@@ -61,6 +64,7 @@ class VideoWriter:
         audio_from: a video file whose sound is kept, as long as the frames last. The times given
             to `write` are those of this file, from its first frame; without times it is taken from
             the beginning.
+        place: gives the path to write the finished file to, for `path`.
 
     Attributes:
         frames_written: so far.
@@ -81,6 +85,7 @@ class VideoWriter:
         fps: Fraction,
         *,
         audio_from: Path | None = None,
+        place: Callable[[Path], AbstractContextManager[Path]] = atomic_path,
     ):
         if width < 1 or height < 1:
             raise ValueError(f"frame size {width}x{height} is not positive")
@@ -90,7 +95,7 @@ class VideoWriter:
         if self.path.suffix.lower() != ".mp4":
             raise UserError(self.path, "is no .mp4", "let the output end in .mp4")
         self.width, self.height, self.fps = width, height, Fraction(fps)
-        self.audio_from = audio_from
+        self.audio_from, self._place = audio_from, place
         self.frames_written = 0
         self.audio_kept: str | None = None
         self.notes: list[str] = []
@@ -208,7 +213,8 @@ class VideoWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._partial.unlink, missing_ok=True)
             if error is not None:
                 with contextlib.suppress(Exception):  # the block's own error is the one to tell
                     self._container.close()
@@ -219,9 +225,25 @@ class VideoWriter:
             with _output_errors(self.path):
                 self._container.mux(self._stream.encode(None))
                 self._container.close()
-            self._finish()
-        finally:
-            self._partial.unlink(missing_ok=True)
+            try:
+                self._finish()
+            except UserError as failure:
+                if isinstance(failure.__cause__, OSError) and self._partial_is_whole():
+                    stack.pop_all()  # the only place where the frames are
+                    kept = f"; its frames can be played in {paths.display(self._partial)}"
+                    raise _cannot_write(self.path, failure.__cause__, kept) from failure.__cause__
+                raise
+
+    def _partial_is_whole(self) -> bool:
+        """Whether every frame is in the fragments: FFmpeg's muxer hides that a disk was full."""
+        import av
+
+        from common.video_remux import check_video
+
+        try:
+            return check_video(self._partial) == self.frames_written
+        except av.FFmpegError:
+            return False
 
     def _finish(self) -> None:
         """From the fragments to the file that was asked for."""
@@ -235,7 +257,7 @@ class VideoWriter:
             if self._scale:
                 length_s = self._last_s - self._first_s + 1 / self.fps
             audio = AudioRange(self.audio_from, self._first_s, length_s)
-        with _output_errors(self.path), atomic_path(self.path) as temporary:
+        with _output_errors(self.path), self._place(self.path) as temporary:
             try:
                 notes, self.audio_kept = remux(self._partial, temporary, self.fps, audio)
                 frames = check_video(temporary)
@@ -272,6 +294,9 @@ def _output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        mend = "free some space there" if error.errno in DISK_ERRORS else "choose another --output"
-        raise UserError(path, f"cannot be written ({reason})", mend) from error
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError, more: str = "") -> UserError:
+    mend = "free some space there" if error.errno in DISK_ERRORS else "choose another --output"
+    return UserError(path, f"cannot be written ({error.strerror or error}){more}", mend)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from heapq import merge
+from math import ceil, floor, lcm
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +28,7 @@ COPIED_AUDIO = {"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"}
 AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # channels: their usual names
 
-TimedPacket = tuple[Fraction, av.Packet]  # decoding time in seconds, and the packet
+TimedPacket = tuple[int, av.Packet]  # decoding time in a common time base, and the packet
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,13 @@ def remux(
 
 
 def check_video(path: Path) -> int:
-    """Opens the video as a player does, decodes its first frame and counts those it shows."""
+    """Opens the video as a player does, decodes its first frame and counts those that are whole."""
     with _opened(path) as container:
         if next(container.decode(video=0), None) is None:
             return 0
     with _opened(path) as container:
-        packets = container.demux(video=0)
-        return sum(1 for packet in packets if packet.size and not packet.is_discard)
+        packets = filter(lambda packet: packet.size, container.demux(video=0))
+        return sum(1 for packet in packets if not packet.is_discard and not packet.is_corrupt)
 
 
 def _opened(path: Path) -> "InputContainer":
@@ -91,21 +93,21 @@ def _write(partial: Path, output: Path, fps: Fraction, track: "_AudioTrack | Non
         _opened(partial) as source,
         av.open(f"file:{output}", "w", format="mp4", options=options) as container,
     ):
-        video = _video_packets(source, container, fps)
-        sound = track.packets(container) if track else iter(())
-        for _, packet in merge(video, sound, key=lambda timed: timed[0]):
+        original = source.streams.video[0]
+        stream = container.add_stream_from_template(original)
+        stream.time_base = original.time_base
+        base = original.time_base
+        assert base is not None
+        pictures = _moved_to_zero(source.demux(original), round(1 / fps / base))
+        if track is None:
+            for packet in pictures:
+                packet.stream = stream
+                container.mux(packet)
+            return
+        scale = lcm(base.denominator, track.scale)  # ticks per second: every time is a whole number
+        sound = track.packets(container, scale)
+        for _, packet in merge(_timed(pictures, stream, base, scale), sound, key=itemgetter(0)):
             container.mux(packet)
-
-
-def _video_packets(
-    source: "InputContainer", container: "OutputContainer", fps: Fraction
-) -> Iterator[TimedPacket]:
-    original = source.streams.video[0]
-    stream = container.add_stream_from_template(original)
-    stream.time_base = original.time_base
-    assert original.time_base is not None
-    last_ticks = round(1 / fps / original.time_base)
-    return _timed(_moved_to_zero(source.demux(original), last_ticks), stream)
 
 
 def _moved_to_zero(packets: Iterator[av.Packet], last_ticks: int) -> Iterator[av.Packet]:
@@ -138,6 +140,7 @@ class _AudioTrack:
 
     Attributes:
         kept: how; notes: remarks. Complete when the packets have been taken.
+        scale: ticks per second in which the times of all packets are whole numbers.
     """
 
     def __init__(self, source: "InputContainer", audio: AudioRange):
@@ -147,19 +150,25 @@ class _AudioTrack:
         self._stream: AudioStream = next(
             (stream for stream in source.streams.audio if stream is best), source.streams.audio[0]
         )
+        self._base = self._stream.time_base or Fraction(1)
         self._zero_s = audio.start_s + _start_of_video(source)
         self._length_s = audio.length_s
         self._name = self._stream.codec_context.name
         self._copies = self._stream.codec_context.codec.canonical_name in COPIED_AUDIO
+        # AVI and WAV tell the number of channels, but not which they are
+        self._rate = self._stream.rate if self._stream.rate in AAC_RATES else 48000
+        self._layout = LAYOUTS.get(self._stream.codec_context.channels, "stereo")
+        self.scale = self._rate
+        if self._copies:
+            self.scale = lcm(self._base.denominator, self._zero_s.denominator)
         self.kept: str | None = None
 
-    def packets(self, container: "OutputContainer") -> Iterator[TimedPacket]:
+    def packets(self, container: "OutputContainer", scale: int) -> Iterator[TimedPacket]:
+        """In the order of their times, which are given in a multiple `scale` of `self.scale`."""
         if self._copies:
-            return self._copied(container.add_stream_from_template(self._stream))
-        rate = self._stream.rate if self._stream.rate in AAC_RATES else 48000
-        # AVI and WAV tell the number of channels, but not which they are
-        layout = LAYOUTS.get(self._stream.codec_context.channels, "stereo")
-        return self._encoded(container.add_stream("aac", rate=rate, layout=layout))
+            return self._copied(container.add_stream_from_template(self._stream), scale)
+        stream = container.add_stream("aac", rate=self._rate, layout=self._layout)
+        return _timed(self._encoded(stream), stream, Fraction(1, self._rate), scale)
 
     def _demuxed(self) -> Iterator[av.Packet]:
         """Packets as far as the file can be read."""
@@ -171,41 +180,40 @@ class _AudioTrack:
         except (av.FFmpegError, OSError):
             self.notes.append("the sound ends early, where the input is damaged")
 
-    def _position(self, packet: "av.Packet | av.AudioFrame") -> Fraction:
-        return (packet.pts or 0) * (packet.time_base or Fraction(1)) - self._zero_s
-
-    def _copied(self, stream: "AudioStream") -> Iterator[TimedPacket]:
+    def _copied(self, stream: "AudioStream", scale: int) -> Iterator[TimedPacket]:
         """Packets any part of which is heard; the muxer hides what comes before 0."""
+        zero = self._zero_s / self._base
+        from_tick, moved = floor(zero), round(zero)
+        end_tick = ceil((self._zero_s + self._length_s) / self._base)
+        ticks, offset = _whole(self._base * scale), _whole(self._zero_s * scale)
         for packet in self._demuxed():
-            if not packet.size or packet.pts is None or packet.dts is None:
+            pts, dts = packet.pts, packet.dts
+            if not packet.size or pts is None or dts is None:
                 continue
-            position, base = self._position(packet), packet.time_base
-            if position + (packet.duration or 0) * base <= 0:
+            if pts + (packet.duration or 0) <= from_tick:
                 continue
-            if position >= self._length_s:
+            if pts >= end_tick:
                 return
-            moved = round(self._zero_s / base)
-            packet.pts -= moved
-            packet.dts -= moved
+            packet.pts, packet.dts = pts - moved, dts - moved
             packet.stream = stream
             self.kept = f"{self._name}, copied"
-            yield position, packet
+            yield pts * ticks - offset, packet
 
-    def _encoded(self, stream: "AudioStream") -> Iterator[TimedPacket]:
+    def _encoded(self, stream: "AudioStream") -> Iterator[av.Packet]:
         context = stream.codec_context
         resampler = av.AudioResampler("fltp", stream.layout, stream.rate)
         for frame in self._decoded():
-            position = self._position(frame)
-            if position < 0:
+            position_s = (frame.pts or 0) * (frame.time_base or Fraction(1)) - self._zero_s
+            if position_s < 0:
                 continue
-            if position >= self._length_s:
+            if position_s >= self._length_s:
                 break
-            frame.pts, frame.time_base = round(position * frame.rate), Fraction(1, frame.rate)
+            frame.pts, frame.time_base = round(position_s * frame.rate), Fraction(1, frame.rate)
             self.kept = f"{self._name}, encoded again as aac"
             for resampled in resampler.resample(frame):
-                yield from _timed(context.encode(resampled), stream)
+                yield from context.encode(resampled)
         if self.kept:
-            yield from _timed(context.encode(None), stream)
+            yield from context.encode(None)
 
     def _decoded(self) -> Iterator[av.AudioFrame]:
         damaged = 0
@@ -227,8 +235,16 @@ def _start_of_video(source: "InputContainer") -> Fraction:
 
 
 def _timed(
-    packets: Iterable[av.Packet], stream: "AudioStream | VideoStream"
+    packets: Iterable[av.Packet], stream: "AudioStream | VideoStream", base: Fraction, scale: int
 ) -> Iterator[TimedPacket]:
+    """Packets of `stream` with their decoding times; those of the packets count in `base`."""
+    ticks = _whole(base * scale)
     for packet in packets:
         packet.stream = stream
-        yield (packet.dts or 0) * packet.time_base, packet
+        yield (packet.dts or 0) * ticks, packet
+
+
+def _whole(value: Fraction) -> int:
+    """A fraction that is a whole number."""
+    assert value.denominator == 1
+    return value.numerator

@@ -190,8 +190,9 @@ def waiting_warnings(shares: Mapping[str, float]) -> list[str]:
     worst = min(disturbed, key=shares.__getitem__)
     others = [label for label in disturbed if label != worst]
     less = f" Less so during: {', '.join(others)}." if others else ""
-    astray = " Batch sizes are timed apart, so a neighbour that comes and goes may have misled the search."
-        " Batch sizes are timed apart: a neighbour that comes and goes may have misled the search."
+    told_apart = "so a neighbour that comes and goes may have misled the search."
+    astray = f" Batch sizes are timed apart, {told_apart}" if len(shares) > 1 else ""
+    return [f"{told[worst]}{less}{astray}"]
 
 
 def choose_variants(

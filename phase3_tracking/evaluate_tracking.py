@@ -191,7 +191,8 @@ def evaluate_tracking(
         tracks, ground_truth = _chosen_files(tracks, ground_truth)
         comparisons, inputs = [_read_files(tracks, ground_truth, protocol)], [tracks, ground_truth]
         class_names = _class_names(tracks)
-    csv_path = _csv_path(output, inputs)
+    csv_path = _csv_path(output)
+    _check_no_input([output, csv_path], [*inputs, *([_report_of(tracks)] if tracks else [])])
     result = score(comparisons, class_names)
     report = {
         **artifacts.provenance("tracking_eval", "cpu", inputs),
@@ -205,14 +206,20 @@ def evaluate_tracking(
     cli.finished([output, csv_path], "python -m common.report")
 
 
-def _csv_path(output: Path, inputs: Sequence[Path]) -> Path:
-    """Where the table goes: beside the report, and never over it or over an input."""
+def _csv_path(output: Path) -> Path:
+    """Where the table goes: beside the report, and never over it."""
     csv_path = output.with_suffix(".csv")
     if csv_path == output:
         raise UserError(output, "the report is JSON", "let --output end in .json")
-    if csv_path.exists() and any(os.path.samefile(csv_path, path) for path in inputs):
-        raise UserError(csv_path, "is also an input", "choose another --output")
     return csv_path
+
+
+def _check_no_input(written: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Refuses to write over what was read, also through a link."""
+    read = [path for path in inputs if path.exists()]
+    for path in filter(Path.exists, written):
+        if any(os.path.samefile(path, one) for one in read):
+            raise UserError(path, "is also an input", "choose another --output")
 
 
 def _chosen_files(tracks: Path | None, ground_truth: Path | None) -> tuple[Path, Path]:
@@ -253,9 +260,14 @@ def _protocol_of(sequence: "MotSequence", protocol: str) -> str:
     return "mot17" if is_mot17 and sequence.frame_count else "classes"
 
 
+def _report_of(tracks: Path) -> Path:
+    """Where the report of the run that made the tracks would be."""
+    return tracks.with_name(tracks.name.removesuffix(".mot.txt") + ".json")
+
+
 def _class_names(tracks: Path) -> dict[int, str]:
     """Class names from the report video_detector.py writes beside its tracks, if it is there."""
-    report = tracks.with_name(tracks.name.removesuffix(".mot.txt") + ".json")
+    report = _report_of(tracks)
     if not report.is_file():
         return {}
     categories = artifacts.read_json(report).get("categories", {})

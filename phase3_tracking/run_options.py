@@ -18,11 +18,14 @@ class OutputOptions:
     Attributes:
         counting: what to count, and which pictures to make.
         video: draw, encode and write NAME.mp4.
+        draws_fps: the speed of the run goes into the video, so that no two runs give equal files.
+            A live view and a window always show it.
         live, window: show the frames there, too; entered by the caller.
     """
 
     counting: CountingOptions = field(default_factory=CountingOptions)
     video: bool = True
+    draws_fps: bool = True
     live: "LiveView | None" = None
     window: "DisplayWindow | None" = None
 

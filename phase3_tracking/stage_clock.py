@@ -46,11 +46,6 @@ class StageClock:
         if self._taken is not None:
             self._latencies_s.append(now - self._taken)
 
-    def status(self, total: int | None, tracks: int) -> str:
-        """`frame 12/300  8.3 FPS  5 tracks` for the frame in work; see `fps_now`."""
-        of_total = f"/{total}" if total else ""
-        return f"frame {self._frames + 1}{of_total}  {self.fps_now():.1f} FPS  {tracks} tracks"
-
     def fps_now(self) -> float:
         """Frames per second over the last FPS_WINDOW frames; 0 before the first."""
         return (len(self._ends) - 1) / max(1e-9, self._ends[-1] - self._ends[0])

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase3_tracking/video_detector.py` finds common/
 
 from common import cli, paths
+from common.addresses import without_secrets
 from common.cli import UserError
 from phase3_tracking.backends import (
     BATCH_SIZE,
@@ -188,7 +189,8 @@ class VideoDetector:
             The stages overlap (see pipeline.py), so their sum is more than a frame takes.
 
         Raises:
-            UserError: the video cannot be read, or an output is no .mp4 or cannot be written.
+            UserError: the video cannot be read, or an output is no .mp4, cannot be written, or is
+                being written by another run.
             KeyboardInterrupt, Terminated: after SIGINT or SIGTERM, once everything is saved.
         """
         from phase3_tracking.video_run import VideoRun
@@ -244,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
     outputs = OutputOptions(
         counting=counting_options(args, with_video=not args.no_video),
         video=not args.no_video,
-        draws_fps=args.draw_fps,
+        draws_fps=not args.no_fps,
     )
     source = source_options(args)
     if args.detections and source.resize:
@@ -273,12 +275,13 @@ def run(args: argparse.Namespace) -> int:
         if args.live is not None:
             from phase3_tracking.live.live_view import LiveView
 
-            view = LiveView(args.live.host, args.live.port, title=texts[0])
+            view = LiveView(args.live.host, args.live.port, title=without_secrets(texts[0]))
             outputs = replace(outputs, live=stack.enter_context(view))
         if args.show:
             from phase3_tracking.live.display_window import DisplayWindow
 
-            outputs = replace(outputs, window=stack.enter_context(DisplayWindow(texts[0])))
+            window = DisplayWindow(without_secrets(texts[0]))
+            outputs = replace(outputs, window=stack.enter_context(window))
         options = RunOptions(source, outputs, resumes=args.resume, smooths=args.smooth)
         done = run_jobs(detector, jobs, options, made_of, strict=args.strict)
     is_demo = not args.input and args.output is None
@@ -304,9 +307,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--classes", help="comma separated names or category ids to keep")
     parser.add_argument("--no-video", action="store_true", help="write tracks and report only")
     parser.add_argument(
-        "--draw-fps",
+        "--no-fps",
         action="store_true",
-        help="write the speed of the run into the video, too, which then differs from run to run",
+        help="leave the speed of the run out of the video: equal runs then write equal files",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     parser.add_argument(

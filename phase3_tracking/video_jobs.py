@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import artifacts, environment, paths
+from common import artifacts, environment, paths, recorded_files
+from common.addresses import without_secrets
 from common.cli import Terminated, UserError, log
 from phase3_tracking.detection_log import log_file
-from phase3_tracking.results import output_files
+from phase3_tracking.results import output_files, run_report
+from phase3_tracking.results.staging import Staging
 
 if TYPE_CHECKING:
     from phase3_tracking.run_options import OutputOptions, RunOptions
@@ -25,19 +27,33 @@ class Job:
         text: as it was given, or found in a folder.
         output_path: NAME.mp4.
         files: what will be written.
+        may_replace: older results, whatever they are of.
+        repeats: may replace older results of the same input.
     """
 
     text: str
     output_path: Path
     files: tuple[Path, ...]
+    may_replace: bool
+    repeats: bool
 
     @property
     def is_done(self) -> bool:
-        """Whether a run over this input has come to its end."""
+        """Whether a run over this input has come to its end, and what it made is there."""
         report = self.output_path.with_suffix(".json")
         if not output_files.is_result_of(report, self.text):
             return False
-        return artifacts.read_json(report).get("complete") is True
+        content = artifacts.read_json(report)
+        is_whole = not recorded_files.others(content, report.parent)
+        return content.get("complete") is True and is_whole
+
+    def check(self, inputs: Sequence[Path]) -> None:
+        """Raises UserError when its files may not be written, or another run writes them."""
+        with Staging(self.output_path):
+            may = self.may_replace
+            if not may and self.repeats:
+                may = output_files.is_result_of(self.files[-1], self.text)
+            output_files.check_may_write(self.output_path, self.files, inputs, replace=may)
 
 
 def plan_jobs(
@@ -48,7 +64,8 @@ def plan_jobs(
     *,
     may_replace: bool,
 ) -> list[Job]:
-    """The inputs with their outputs, after it was checked that these may be written.
+    """The inputs with their outputs, after it was checked that these may be written, and that no
+    other run does.
 
     Args:
         output: as given; None stands for names after the inputs, and a result of the same input may
@@ -61,10 +78,9 @@ def plan_jobs(
     inputs = output_files.input_files(texts, [made_of])
     jobs = []
     for text, path in zip(texts, output_files.output_paths(texts, output), strict=True):
-        job = Job(text, path, tuple(output_files.result_files(path, outputs)))
-        repeats_itself = output is None and output_files.is_result_of(job.files[-1], text)
-        may = may_replace or repeats_itself
-        output_files.check_may_write(path, job.files, inputs, replace=may)
+        files = tuple(output_files.result_files(path, outputs))
+        job = Job(text, path, files, may_replace=may_replace, repeats=output is None)
+        job.check(inputs)
         jobs.append(job)
     return jobs
 
@@ -123,10 +139,11 @@ def _run(
     if options is None:
         log.info("%s is done already", paths.display(job.text))
         return
+    job.check([])  # others may have come there since all were planned
     report = detector.process_video(job.text, job.output_path, options, inputs=[made_of])
     if strict and report["truncated"]:
-        what = f"{report['frames_decoded']} of {report['frames_promised']} frames readable"
-        raise UserError(job.text, what, "replace it, or leave out --strict")
+        name, what = without_secrets(job.text), run_report.cut_short(report)
+        raise UserError(name, what, "replace it, or leave out --strict")
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common import artifacts, cli
+from common import artifacts, cli, paths
 from common.cli import UserError
 from common.stop_signal import StopSignal
 from phase3_tracking import pipeline
 from phase3_tracking.detection_log import DetectionLog, log_file
 from phase3_tracking.results import output_files, run_report
+from phase3_tracking.results.staging import Staging
 from phase3_tracking.results.video_outputs import VideoOutputs
 from phase3_tracking.stage_clock import StageClock
 
@@ -47,16 +48,28 @@ class VideoRun:
         files = output_files.result_files(self._output, self._options.outputs)
         inputs = output_files.input_files([self._text], self._inputs)
         output_files.check_may_write(self._output, files, inputs, replace=True)
-        with self._stop:
+        with self._stop, Staging(self._output) as staging:
             source = open_source(self._text, self._options.source, should_stop=self._is_stopped)
             with source, self._log(source) as log:
                 self._check_live(source)
-                report = self._process(source, log)
+                report = self._process(source, log, staging)
                 if report["complete"]:
                     log.finish()
         run_report.tell(source.name, report)
+        for path in output_files.strange_files(self._output, files, inputs):
+            cli.log.warning("%s is not of this run: it was there before", paths.display(path))
         self._stop.raise_received()
         return report
+
+    def _publish(self, outputs: VideoOutputs, report: dict[str, Any]) -> None:
+        """Lets the files take their places; those of an older run go."""
+        files = output_files.result_files(self._output, self._options.outputs)
+        inputs = output_files.input_files([self._text], self._inputs)
+        replaced = output_files.files_replaced(self._output, files, inputs)
+        outputs.publish(report, replaced)
+        if replaced:
+            names = ", ".join(path.name for path in replaced)
+            cli.log.info("Removed %s of the run that this one replaces", names)
 
     def _check_live(self, source: "FrameSource") -> None:
         """Smoothing reads an input twice; and without latency mode a live one may fall behind."""
@@ -73,11 +86,13 @@ class VideoRun:
     def _is_stopped(self) -> bool:
         return self._stop.received is not None
 
-    def _process(self, source: "FrameSource", log: DetectionLog) -> dict[str, Any]:
+    def _process(
+        self, source: "FrameSource", log: DetectionLog, staging: Staging
+    ) -> dict[str, Any]:
         """Writes all files; the contents of the report."""
         detector, options = self._detector, self._options.outputs
         tracker = detector.new_tracker(float(source.fps))
-        with VideoOutputs(self._output, source, detector.class_names, options) as outputs:
+        with VideoOutputs(staging, source, detector.class_names, options) as outputs:
             with ExitStack() as stack:
                 tracked = self._tracked(source, tracker, log, stack)
                 if self._options.smooths:
@@ -90,7 +105,7 @@ class VideoRun:
             is_complete = not self._is_stopped() and not self._is_closed
             outputs.complete()
             report = self._report(source, outputs, tracker, complete=is_complete)
-            outputs.write_report(report)
+            self._publish(outputs, report)
         return report
 
     def _report(

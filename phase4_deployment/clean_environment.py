@@ -32,7 +32,8 @@ def make(folder: Path, names: Iterable[str]) -> Path:
     """Makes the environment in `folder` and returns its interpreter.
 
     Raises:
-        importlib.metadata.PackageNotFoundError: a package is not installed here.
+        ImportError: a package is not installed here (importlib.metadata.PackageNotFoundError), or
+            `packaging`, which reads what they require, is not.
     """
     venv.create(folder, with_pip=False, symlinks=os.name != "nt")
     site = next(folder.rglob("site-packages"))

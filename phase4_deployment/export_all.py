@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from common.inference_graph import InferenceGraph
     from common.models import LoadedModel, Predictor
-    from phase4_deployment.measuring import Format
+    from phase4_deployment.measuring import Format, ValImages
 
 BATCH_SIZES = "1,2,4,8,16,32"
 TIME_BUDGET_S = 20.0
@@ -71,7 +71,7 @@ def export_all(
     """
     import torch
 
-    from phase4_deployment import export_plot, measuring, package_files
+    from phase4_deployment import measuring, package_files, package_trial
     from phase4_deployment.quantize import load_inputs
     from phase4_deployment.quantize import report as quantization_report
 
@@ -88,25 +88,36 @@ def export_all(
         timing: dict[str, Any] = {"rounds": num_iterations, "batch_sizes": batch_sizes, **budgets}
         rows, skipped = measuring.measure_formats(formats, images, **timing, device=cpu, seed=seed)
         package_files.leave_out(folder, rows, SHIPPED_STATUS)
+        python, tried_in = package_trial.interpreter(Path(other) / "environment")
         report = {
             **quantization_report(rows, loaded, train, val, calibration_images),
             "schema": f"export/{artifacts.SCHEMA_VERSION}",
             "val_images": len(images.images),
             "batch_sizes_skipped": skipped,
+            "tried_in": tried_in,
             **budgets,
         }
         shipped = [row for row in rows if row["name"] != "pytorch_int8_dynamic"]
         package_files.write_small_files(folder, loaded, shipped, report, images.images)
         archive = package_files.write_archive(folder, output_dir.name)
-        report["package_check"] = check_package(archive, formats, rows, images.images[0], loaded)
+        report["package_check"] = check_package(archive, python, formats, rows, images, loaded)
     compared = [row for row in rows if "int8" in row["name"] or row["name"].endswith("fp32")]
     quantized = quantization_report(compared, loaded, train, val, calibration_images)
-    artifacts.write_json(metrics / "quantization.json", quantized)
-    artifacts.write_json(metrics / "export.json", {**report, "formats": shipped})
-    export_plot.draw({**report, "formats": rows}, metrics / "export_comparison.png")
+    _write_reports(metrics, {**report, "formats": rows}, shipped, quantized)
     saved = [output_dir, package_files.archive_path(output_dir), *(metrics / n for n in REPORTS)]
     cli.finished(saved, "python -m common.report")
     _tell_what_was_left_out(output_dir, shipped)
+
+
+def _write_reports(
+    metrics: Path, report: dict[str, Any], shipped: Sequence[Any], quantized: dict[str, Any]
+) -> None:
+    """Writes REPORTS; the picture is of all formats, export.json of those that can be shipped."""
+    from phase4_deployment import export_plot
+
+    artifacts.write_json(metrics / "quantization.json", quantized)
+    artifacts.write_json(metrics / "export.json", {**report, "formats": shipped})
+    export_plot.draw(report, metrics / "export_comparison.png")
 
 
 def _tell_what_was_left_out(output_dir: Path, shipped: Sequence[dict[str, Any]]) -> None:
@@ -263,25 +274,33 @@ def _compare_reloaded(
 
 def check_package(
     archive: Path,
+    python: Path,
     formats: Sequence["Format"],
     rows: Sequence[dict[str, Any]],
-    image: "np.ndarray",
+    val: "ValImages",
     loaded: "LoadedModel",
 ) -> dict[str, Any]:
     """Unpacks the archive elsewhere and runs its detect.py with each ONNX file that is in it.
 
+    Args:
+        python: see `package_trial.interpreter`.
+        val: the first image in which PyTorch finds something is taken.
+
     Returns:
-        for each file the `parity` of the boxes in a val image, and how many `tracks` were the
-        same as phase 3's in a short video.
+        for each file the number of `boxes` in a val image and their `parity`, and how many `tracks`
+        were the same as phase 3's in a short video.
     """
+    from common.evaluation import PARITY_MIN_SCORE
     from phase4_deployment import package_trial
 
-    log.info("Unpacking the package elsewhere and running it without PyTorch")
+    log.info("Unpacking the package elsewhere and running it")
     status = {row["name"]: row["status"] for row in rows}
     # FP32 must find what PyTorch finds; INT8 what the measured file finds
     judges = {"onnx_fp32": formats[0], **{f.name: f for f in formats if f.name == "onnx_int8"}}
     checked = {}
-    with package_trial.unpacked(archive) as trial:
+    assert formats[0].predict is not None
+    image = package_trial.image_for(val.images, formats[0].predict)
+    with package_trial.unpacked(archive, python) as trial:
         trial.run("--verify", "--device", "cpu")
         for item in formats:
             if item.name in judges and item.file and status[item.name] == SHIPPED_STATUS:
@@ -289,6 +308,7 @@ def check_package(
                 assert judge is not None
                 name, expected = item.file.name, judge([image])[0]
                 checked[name] = {
+                    "boxes": int((expected.scores >= PARITY_MIN_SCORE).sum()),
                     "parity": trial.picture_parity(name, image, expected, loaded.category_ids),
                     "tracks": trial.tracks(name, image),
                 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from common import artifacts, paths
 from common.cli import UserError
+from phase4_deployment.golden_image import write_golden
 from phase4_deployment.package.file_check import INFO
 from phase4_deployment.shipped_modules import DETECT, shipped_files
 
@@ -35,8 +36,6 @@ tqdm>=4.65       # the bar on a terminal
 """
 ARCHIVE = "package.zip"  # beside the folder in work, until both take their places
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # that a .zip can tell
-GOLDEN_CANDIDATES, GOLDEN_SIDE_PX = 10, 320
-SURE = 0.9  # boxes from this score up decide which picture becomes the golden one
 
 
 # --- putting it in place ----------------------------------------------------------------------
@@ -50,7 +49,8 @@ def package_folder(target: Path) -> Iterator[Path]:
     On failure an older package stays as it was. Files that belong to no package move over.
 
     Raises:
-        UserError: `target` holds other people's files, or the place cannot be written to.
+        UserError: `target` holds other people's files, a file of theirs is where the package wants
+            one, or something cannot be written or moved.
     """
     check_target(target)
     try:
@@ -59,27 +59,91 @@ def package_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         what = f"cannot be written ({error.strerror})"
         raise UserError(target, what, "choose another --output-dir") from error
-    new, old = work / "new", work / "old"
+    is_rubbish = True
     try:
-        new.mkdir()
-        yield new
-        ours = _packaged(target)  # before anything moves: a damaged list must cost nobody a file
-        if target.exists():
-            os.rename(target, old)
-        try:
-            os.rename(new, target)
-        except OSError:
-            if old.exists():
-                os.rename(old, target)
-            raise
-        if (work / ARCHIVE).exists():
-            os.replace(work / ARCHIVE, archive_path(target))
-        if old.exists():
-            for entry in old.iterdir():  # somebody's results, .gitkeep
-                if entry.name not in ours and not (target / entry.name).exists():
-                    os.rename(entry, target / entry.name)
+        (work / "new").mkdir()
+        yield work / "new"
+        _take_places(work, target)
+    except NotMovedBackError:
+        is_rubbish = False  # what could not be moved back is still in there
+        raise
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if is_rubbish:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+class NotMovedBackError(UserError):
+    """Files of an older package, or beside it, are left in the working folder."""
+
+
+def _take_places(work: Path, target: Path) -> None:
+    """Moves new/ to the target and the archive beside it; all that moved goes back on failure.
+
+    Raises:
+        UserError: something cannot be moved, or would replace somebody's file.
+        NotMovedBackError: and not everything could be moved back.
+    """
+    new, packed = work / "new", work / ARCHIVE
+    moves = [(target / name, new / name) for name in _other_files(target)]
+    for source, place in moves:
+        if place.exists():
+            what = "is no file of the older package, but the new one has a file of that name"
+            raise UserError(source, what, "move it elsewhere")
+        place.parent.mkdir(parents=True, exist_ok=True)
+    moves += [(target, work / "old")] if target.exists() else []
+    moves += [(new, target)]
+    begun: list[tuple[Path, Path]] = []
+    try:
+        for source, place in moves:
+            begun.append((source, place))
+            os.replace(source, place)
+        if packed.exists():  # last, as it cannot be undone
+            os.replace(packed, archive_path(target))
+    except OSError as error:
+        _move_back(begun, work)
+        names = [Path(name) for name in (error.filename2, error.filename) if name]
+        where = next((name for name in names if work not in name.parents), target)
+        what = f"cannot be moved or replaced ({error.strerror or error})"
+        raise UserError(where, what, "close what has it open, and run it again") from error
+    except BaseException:  # Ctrl-C
+        _move_back(begun, work)
+        raise
+
+
+def _move_back(begun: Sequence[tuple[Path, Path]], work: Path) -> None:
+    """Undoes moves, the last one first; the last may not have happened."""
+    stuck = []
+    for source, place in reversed(begun):
+        try:
+            if not os.path.lexists(source):
+                os.replace(place, source)
+        except OSError:
+            stuck.append(source.name)
+    if stuck:
+        what = f"holds what could not be moved back ({', '.join(stuck)})"
+        raise NotMovedBackError(work, what, "move it by hand before anything else")
+
+
+def _other_files(folder: Path) -> list[Path]:
+    """What somebody put into a package: results, .gitkeep; files in the package's own folders one
+    by one, without what Python compiled. Relative to the folder, which may be absent.
+
+    Raises:
+        UserError: the package's list of its files is damaged.
+    """
+    if not folder.exists():
+        return []
+    packaged = _packaged(folder)
+    own_folders = {name.split("/")[0] for name in packaged if "/" in name}
+    found = [entry for entry in folder.iterdir() if entry.name not in packaged | own_folders]
+    for entry in (folder / name for name in own_folders):
+        found += [file for file in entry.rglob("*") if not file.is_dir() or file.is_symlink()]
+    names = [file.relative_to(folder) for file in sorted(found)]
+    return [
+        name
+        for name in names
+        if name.as_posix() not in packaged and name.parent.name != "__pycache__"
+    ]
 
 
 def archive_path(target: Path) -> Path:
@@ -114,15 +178,14 @@ def _is_archive(path: Path) -> bool:
 
 
 def _packaged(folder: Path) -> set[str]:
-    """Names of the files and folders that a package wrote.
+    """Names of the files that a package wrote, as common/cli.py.
 
     Raises:
         UserError: their list is damaged.
     """
     names = {INFO, "model.onnx", "model.onnx.json"}
     if (folder / INFO).is_file():
-        files = artifacts.read_json(folder / INFO).get("files", {})
-        names |= {file.split("/")[0] for file in files}
+        names |= set(artifacts.read_json(folder / INFO).get("files", {}))
     return names
 
 
@@ -164,6 +227,7 @@ def write_small_files(
     """Everything beside the models; package_info.json, which lists it all, comes last.
 
     Args:
+        report: of the export, with `tried_in` (see `package_trial.interpreter`).
         images: uint8 RGB (H, W, 3); one becomes the golden image.
     """
     write_program(folder)
@@ -174,9 +238,9 @@ def write_small_files(
         )
     ]
     artifacts.write_json(folder / "labels.json", {"labels": labels})
-    write_golden(folder, images)
+    golden_boxes = write_golden(folder, images, DEFAULT_MODEL)
     shipped = [row for row in rows if row["status"] == "ok" and row["file"]]
-    artifacts.write_text(folder / "README.md", readme(loaded, shipped, report))
+    artifacts.write_text(folder / "README.md", readme(loaded, shipped, report, golden_boxes))
     info = {
         **{key: report[key] for key in ("command", "created", "environment", "inputs")},
         "schema": f"package/{artifacts.SCHEMA_VERSION}",
@@ -185,6 +249,8 @@ def write_small_files(
         "category_ids": list(loaded.category_ids),
         "source_checkpoint": {"file": loaded.path.name, "sha256": artifacts.sha256(loaded.path)},
         "default_model": DEFAULT_MODEL,
+        "tried_in": report["tried_in"],
+        "golden_boxes": golden_boxes,
         "latency_budget_ms": report["latency_budget_ms"],
         "batch_sizes": {
             row["file"]: {
@@ -212,50 +278,26 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_program(folder: Path) -> None:
-    """detect.py, what it needs of the project, and requirements.txt."""
+    """detect.py, what it needs of the project, and requirements.txt.
+
+    Each folder gets an empty __init__.py. Without one it would be a namespace package, and any
+    installed package called `common` would be imported in its place.
+    """
     shutil.copyfile(DETECT, folder / DETECT.name)
     for file in shipped_files():
-        copy = folder / file.relative_to(paths.ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
+        inside = file.relative_to(paths.ROOT)
+        (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / inside)
+        for parent in inside.parents[:-1]:
+            (folder / parent / "__init__.py").touch()
     artifacts.write_text(folder / "requirements.txt", REQUIREMENTS)
 
 
-def write_golden(folder: Path, images: "Sequence[np.ndarray]") -> None:
-    """The one of the first images with the most boxes, small, and what the model finds in it."""
-    import cv2
-
-    from common.onnx_detector import OnnxDetector
-    from phase4_deployment.package import package_check
-
-    detector = OnnxDetector(folder / DEFAULT_MODEL, "cpu")
-    candidates = [_small(image) for image in images[:GOLDEN_CANDIDATES]]
-    counts = [int((detector([image])[0].scores >= SURE).sum()) for image in candidates]
-    golden = candidates[counts.index(max(counts))]
-    with artifacts.atomic_path(folder / package_check.GOLDEN_IMAGE) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", golden[..., ::-1])[1].tobytes())
-    boxes = package_check.golden_boxes(folder, DEFAULT_MODEL, "cpu")
-    content = {
-        "image": package_check.GOLDEN_IMAGE,
-        "model": DEFAULT_MODEL,
-        "min_score": package_check.MIN_SCORE,
-        "detections": boxes,
-    }
-    artifacts.write_json(folder / package_check.GOLDEN, content)
-
-
-def _small(image: "np.ndarray") -> "np.ndarray":
-    """In its own proportions, with sides up to GOLDEN_SIDE_PX."""
-    import cv2
-
-    height, width = image.shape[:2]
-    scale = min(1.0, GOLDEN_SIDE_PX / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return image if scale == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
 def readme(
-    loaded: "LoadedModel", rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]
+    loaded: "LoadedModel",
+    rows: Sequence[Mapping[str, Any]],
+    report: Mapping[str, Any],
+    golden_boxes: int,
 ) -> str:
     """The package's README.md; every figure in it is one of `rows`."""
     from jinja2 import Template
@@ -275,6 +317,8 @@ def readme(
         images=report["val_images"],
         latency_budget_ms=report["latency_budget_ms"],
         created=report["created"],
+        tried_in=report["tried_in"],
+        golden_boxes=golden_boxes,
         interval_text=interval_text,
         quote=shlex.quote,
         check=package_check,

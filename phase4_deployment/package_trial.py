@@ -4,7 +4,6 @@ The process that runs it has no access to the project: isolated mode, another wo
 a Python with nothing but what the package's requirements.txt asks for.
 """
 
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -22,14 +21,15 @@ import numpy as np
 from common import paths
 from common.cli import log
 from common.evaluation import compare_detections
-from common.models import Detections
+from common.models import Detections, Predictor
 from common.video import VideoWriter
-from phase4_deployment import clean_environment
+from phase4_deployment import clean_environment, package_files
+from phase4_deployment.golden_image import first_with_boxes
 from phase4_deployment.package.package_check import BOX_TOLERANCE_PX
 
 MIN_MATCHED = 0.99
 CLIP_FRAMES, CLIP_STEP_PX = 12, 2
-CLIP_CONFIDENCE, CLIP_BATCH_SIZE = "0.3", "4"
+CLIP_CONFIDENCE, CLIP_BATCH_SIZE = 0.3, 4
 
 
 class Trial:
@@ -95,8 +95,8 @@ class Trial:
         clip = self.elsewhere / "clip.mp4"
         write_clip(clip, image)
         options: list[str | Path] = [
-            *("--input", clip, "--device", "cpu", "--confidence", CLIP_CONFIDENCE),
-            *("--batch-size", CLIP_BATCH_SIZE, "--quiet", "--output"),
+            *("--input", clip, "--device", "cpu", "--confidence", str(CLIP_CONFIDENCE)),
+            *("--batch-size", str(CLIP_BATCH_SIZE), "--quiet", "--output"),
         ]
         ours, theirs = (self.elsewhere / f"{who}_{model}.mp4" for who in ("project", "package"))
         script = paths.ROOT / "phase3_tracking" / "video_detector.py"
@@ -107,12 +107,26 @@ class Trial:
         if not same_tracks(expected, actual):
             what = f"detect.py with {model} finds other tracks in a video than video_detector.py"
             raise RuntimeError(f"{what} ({len(actual)} boxes, not {len(expected)})")
+        if not len(expected):
+            log.warning("Nothing is tracked in the trial's video: of %s no tracks compare", model)
         return len(np.unique(expected[:, 1]))
 
 
+def image_for(images: Sequence[np.ndarray], detect: Predictor) -> np.ndarray:
+    """The first image with something to compare and track; without one the first, with a warning.
+
+    Args:
+        images: uint8 RGB (H, W, 3).
+    """
+    image = first_with_boxes(images, detect, CLIP_CONFIDENCE)
+    if image is None:
+        log.warning("No val image has boxes: the trial of the package can compare none")
+    return images[0] if image is None else image
+
+
 @contextmanager
-def unpacked(archive: Path) -> Iterator[Trial]:
-    """Unpacks the archive into a folder that vanishes afterwards."""
+def unpacked(archive: Path, python: Path) -> Iterator[Trial]:
+    """Unpacks the archive into a folder that vanishes afterwards, to be run by `python`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with zipfile.ZipFile(archive) as packed:
@@ -120,17 +134,23 @@ def unpacked(archive: Path) -> Iterator[Trial]:
         (package,) = (folder / "unpacked").iterdir()
         elsewhere = folder / "elsewhere"
         elsewhere.mkdir()
-        yield Trial(package, _interpreter(folder / "environment", package), elsewhere)
+        yield Trial(package, python, elsewhere)
 
 
-def _interpreter(folder: Path, package: Path) -> Path:
-    """A Python with the package's requirements only; the running one where that cannot be made."""
-    text = (package / "requirements.txt").read_text(encoding="utf-8")
+def interpreter(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A Python with the package's requirements only, made in a folder that is absent; the running
+    one where that cannot be made.
+
+    Returns:
+        the interpreter, and for package_info.json whether it is `clean`, and the `reason` if not.
+    """
     try:
-        return clean_environment.make(folder, clean_environment.requirement_names(text))
-    except (importlib.metadata.PackageNotFoundError, OSError) as error:
-        log.warning("The package is run in this environment, not in a clean one (%s)", error)
-        return Path(sys.executable)
+        names = clean_environment.requirement_names(package_files.REQUIREMENTS)
+        return clean_environment.make(folder, names), {"clean": True, "reason": None}
+    except (ImportError, OSError) as error:  # a package that is not installed is an ImportError
+        reason = " ".join(str(error).split())
+        log.warning("The package is run in this environment, not in a clean one (%s)", reason)
+        return Path(sys.executable), {"clean": False, "reason": reason}
 
 
 def _run(command: Sequence[str | Path], cwd: Path) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common import recorded_files
 from common.reporting import charts
 from common.reporting.blocks import (
     Block,
@@ -81,11 +82,7 @@ def section(evaluation: Report | None, videos: Mapping[str, Report], folder: Pat
         return Section(title, reading, missing=TRACK_COMMAND)
     blocks: list[Block] = []
     for name in list(videos)[:1]:
-        strip = charts.video_strip(folder / f"{name}.mp4")
-        blocks += pictures(strip, f"Frames at equal distances through {name}.mp4.")
-        blocks += pictures([charts.picture(folder / f"{name}{CONTACT}")], f"All through {name}.")
-        caption = f"Where objects were in {name}, and for how long."
-        blocks += pictures([charts.picture(folder / f"{name}{HEATMAP}")], caption)
+        blocks += _pictures_of(name, videos[name], folder)
     if videos:
         blocks += _video_tables(videos)
         blocks += _counts_of_newest(videos)
@@ -96,6 +93,23 @@ def section(evaluation: Report | None, videos: Mapping[str, Report], folder: Pat
     else:
         blocks.append(_score_table(evaluation))
     return Section(title, reading, blocks)
+
+
+def _pictures_of(name: str, video: Report, folder: Path) -> list[Block]:
+    """Of the files beside a report those that are its own, and a note for each other one."""
+    blocks: list[Block] = []
+    for suffix, caption in (
+        (".mp4", f"Frames at equal distances through {name}.mp4."),
+        (CONTACT, f"All through {name}."),
+        (HEATMAP, f"Where objects were in {name}, and for how long."),
+    ):
+        path = folder / f"{name}{suffix}"
+        if path.is_file() and not recorded_files.tells_of(video, path):
+            blocks.append(Note(f"{path.name} is not of the run that {name}.json tells of."))
+            continue
+        shown = charts.video_strip(path) if suffix == ".mp4" else [charts.picture(path)]
+        blocks += pictures(shown, caption)
+    return blocks
 
 
 def _video_tables(videos: Mapping[str, Report]) -> list[Block]:

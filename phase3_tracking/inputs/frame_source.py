@@ -138,12 +138,13 @@ class BufferedSource:
 
     Args:
         decoder: closed with this source, also when the constructor raises.
-        should_stop: asked while no frame comes; True ends the iteration. For signals: a stream
-            that hangs would not let the caller notice them.
+        should_stop: asked while no frame comes, or none from `start_s` on; True ends the iteration.
+            For signals: a stream that hangs would not let the caller notice them.
         stop: set when the source is closed, so that a decoder can stop waiting.
 
     Raises:
         UserError: no frame is between start and end, or not one can be decoded.
+        KeyboardInterrupt: `should_stop` said so before the first frame.
     """
 
     def __init__(
@@ -233,6 +234,8 @@ class BufferedSource:
                 return
             self.frames_decoded += 1
             if picture.time_s < options.start_s:
+                if self._stop.is_set() or self._should_stop():
+                    raise KeyboardInterrupt
                 continue
             if position % options.frame_skip == 0:
                 yield picture

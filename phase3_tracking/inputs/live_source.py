@@ -9,12 +9,12 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import av
 import cv2
 import numpy as np
 
+from common.addresses import without_secrets
 from common.cli import UserError
 from phase3_tracking.inputs.frame_source import Picture
 from phase3_tracking.inputs.source_options import MAX_FPS, NetworkLimits, exact_rate
@@ -150,8 +150,8 @@ class NetworkStream:
         self.live = self._stream.container.duration is None and not _has_size(self._stream)
         self.frames_promised = None if self.live else self._stream.frames_promised
 
-    def _connect(self) -> VideoStream:
-        return VideoStream(self._open, self.name, fps=self._given_fps, tolerant=False)
+    def _connect(self, size: tuple[int, int] | None = None) -> VideoStream:
+        return VideoStream(self._open, self.name, fps=self._given_fps, size=size, tolerant=False)
 
     def _open(self) -> "InputContainer":
         options = {"protocol_whitelist": PROTOCOLS}
@@ -190,6 +190,8 @@ class NetworkStream:
                         picture = replace(picture, time_s=time_s, index=last.index + 1)
                     elif picture.time_s <= last.time_s:
                         continue  # read before the connection broke
+                    else:  # after a jump the index is what time and an average rate say
+                        picture = replace(picture, index=max(picture.index, last.index + 1))
                     last = picture
                     yield picture
                 if not self.live and not self._broke_off(last):
@@ -216,7 +218,7 @@ class NetworkStream:
             if self._stop.wait(min(pause, self._limits.longest_backoff_s)):
                 break
             try:
-                stream = self._connect()
+                stream = self._connect(self._stream.size)
             except (av.FFmpegError, OSError, UserError):
                 continue
             self._earlier_notes += self._stream.notes
@@ -234,13 +236,6 @@ class NetworkStream:
 
     def close(self) -> None:
         self._stream.container.close()
-
-
-def without_secrets(url: str) -> str:
-    """The address without user, password and query."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
 
 
 def _has_size(stream: VideoStream) -> bool:

@@ -5,16 +5,18 @@ for text in expand_inputs(["street.mp4", "clips/*.mp4", "pictures/", "0"]):
         ...
 """
 
+import contextlib
 import glob
+import queue
 import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from common import paths
+from common.addresses import ADDRESS, without_secrets
 from common.cli import UserError, log
-from phase3_tracking.inputs.frame_source import BufferedSource, Decoder, FrameSource
+from phase3_tracking.inputs.frame_source import POLL_S, BufferedSource, Decoder, FrameSource
 from phase3_tracking.inputs.image_folder import ImageFolder, natural_order, pictures_in
 from phase3_tracking.inputs.live_source import Camera, NetworkStream
 from phase3_tracking.inputs.source_options import SourceOptions
@@ -24,7 +26,6 @@ VIDEO_SUFFIXES = {
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts",
     ".wmv", ".flv", ".ogv", ".3gp", ".mxf", ".h264", ".264", ".h265", ".265", ".hevc",
 }  # fmt: skip
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 NETWORK_ADDRESS = re.compile(r"(rtsps?|https?)://", re.IGNORECASE)
 
 
@@ -41,10 +42,47 @@ def open_source(
 
     Raises:
         UserError: naming the input, when it cannot be read or has no frame to give.
+        KeyboardInterrupt: `should_stop` said so before there was a frame.
     """
     options, stop = options or SourceOptions(), threading.Event()
-    decoder = _decoder(str(text), options, stop)
-    return BufferedSource(decoder, options, should_stop=should_stop, stop=stop)
+
+    def opened() -> FrameSource:
+        decoder = _decoder(str(text), options, stop)
+        return BufferedSource(decoder, options, should_stop=should_stop, stop=stop)
+
+    if should_stop is None or not NETWORK_ADDRESS.match(str(text)):
+        return opened()
+    return _watched(opened, should_stop, stop)
+
+
+def _watched(
+    opened: Callable[[], FrameSource], should_stop: Callable[[], bool], stop: threading.Event
+) -> FrameSource:
+    """What `opened` returns or raises, unless it is to stop: FFmpeg, which waits for a network,
+    would not let the caller notice that. Its thread is then left behind, and closes what it opens.
+    """
+    results: queue.Queue[FrameSource | BaseException] = queue.Queue()
+
+    def work() -> None:
+        try:
+            results.put(opened())
+        except BaseException as error:  # noqa: BLE001 – raised again in the caller's thread
+            results.put(error)
+
+    threading.Thread(target=work, name="open", daemon=True).start()
+    try:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                result = results.get(timeout=POLL_S)
+                break
+            if should_stop():
+                raise KeyboardInterrupt
+    except BaseException:  # raised by a signal's handler, too
+        stop.set()
+        raise
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def _decoder(text: str, options: SourceOptions, stop: threading.Event) -> Decoder:
@@ -58,7 +96,8 @@ def _decoder(text: str, options: SourceOptions, stop: threading.Event) -> Decode
         raise UserError("--input", "holds a NUL byte, which no path has", "give a video file")
     path = Path(text)
     if ADDRESS.match(text) and not path.exists():
-        raise UserError(text, "no address of a known kind", "give rtsp://, http:// or https://")
+        remedy = "give rtsp://, http:// or https://"
+        raise UserError(without_secrets(text), "no address of a known kind", remedy)
     if path.is_dir():
         return ImageFolder(path, fps=options.fps)
     return VideoFile(path, fps=options.fps)
@@ -124,14 +163,27 @@ def _of_folder(folder: Path) -> list[str]:
     return [str(file) for file in sorted(videos, key=natural_order)] or [str(folder)]
 
 
+def check_exists(text: str) -> None:
+    """Refuses a path that leads nowhere, before a model is loaded for it.
+
+    Raises:
+        UserError: naming the path.
+    """
+    is_path = not _is_camera(text) and not ADDRESS.match(text) and "\0" not in text
+    if is_path and text.strip() and not Path(text).exists():
+        raise UserError(Path(text), "no such file", "check the path")
+
+
 def output_stem(text: str) -> str:
     """A file name, without suffix, for the results of an input."""
     if _is_camera(text):
         return f"camera_{int(text)}"
     if ADDRESS.match(text):
-        parts = urlsplit(text)
-        path = Path(parts.path)
-        plain = f"{parts.hostname or ''}{path.with_suffix('') if path.name else ''}"
+        _, _, place = without_secrets(text).partition("://")
+        host, slash, rest = place.partition("/")
+        path = Path(slash + rest)
+        host = re.sub(r":\d*$", "", host).lower()
+        plain = f"{host}{path.with_suffix('') if path.name else ''}"
         return re.sub(r"[^\w.-]+", "_", plain).strip("_.") or "stream"
     path = Path(text).resolve()
     return path.name if path.is_dir() else path.stem

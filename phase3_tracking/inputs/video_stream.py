@@ -54,11 +54,14 @@ class VideoStream:
         open_container: opens it; called again for a jump that failed.
         name: for messages.
         fps: the rate to take instead of the container's; times are then counted with it.
+        size: (width, height) of pictures instead of that of the first one: what a connection that
+            broke has yielded so far.
         tolerant: damaged parts are skipped. False raises what reading raises, for networks.
 
     Attributes:
         fps, frames_promised: as in `frame_source.FrameSource`.
         frames_decoded, last_time_s: how far `pictures` has come.
+        size: (width, height) of all pictures; None before the first one is converted.
         damaged: packets that could not be decoded.
 
     Raises:
@@ -72,6 +75,7 @@ class VideoStream:
         name: str,
         *,
         fps: Fraction | None = None,
+        size: tuple[int, int] | None = None,
         tolerant: bool = True,
     ):
         self.name = name
@@ -91,7 +95,7 @@ class VideoStream:
         self.last_time_s: Fraction | None = None
         self._zero: int | None = self._stream.start_time
         self._jumped = False
-        self._size: tuple[int, int] | None = None
+        self.size = size
         self._shortest = self._longest = Fraction(0)
         self._rescaled = self._repaired = self._concealed = 0
         self._hdr: str | None = None
@@ -260,10 +264,10 @@ class VideoStream:
             self._turned_oddly |= turn is None
             image = image if turn is None else cv2.rotate(image, turn)
         height, width = image.shape[:2]
-        if self._size is None:
-            self._size = (width, height)
-        elif self._size != (width, height):
-            image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
+        if self.size is None:
+            self.size = (width, height)
+        elif self.size != (width, height):
+            image = cv2.resize(image, self.size, interpolation=cv2.INTER_AREA)
             self._rescaled += 1
         return image
 
@@ -282,8 +286,8 @@ class VideoStream:
             lines.append(f"{self._concealed} frames are damaged; what they lack was guessed")
         if self._repaired:
             lines.append(f"{self._repaired} timestamps that did not grow were replaced")
-        if self._rescaled and self._size:
-            size = "{}x{}".format(*self._size)
+        if self._rescaled and self.size:
+            size = "{}x{}".format(*self.size)
             lines.append(f"the size changes; {self._rescaled} frames were rescaled to {size}")
         if self._hdr:
             lines.append(f"HDR ({self._hdr}): read without tone mapping, so it looks pale")

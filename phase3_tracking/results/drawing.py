@@ -46,6 +46,7 @@ class TrackDrawer:
         self._trail_frames = max(2, round(TRAIL_SECONDS * fps))
         self._trails: dict[int, deque[tuple[int, int, int]]] = {}  # id -> (frame, x, y)
         self._frame = 0
+        self._taken: list[tuple[int, int, int, int]] = []  # by texts on the last frame
 
     def draw(self, frame_bgr: np.ndarray, tracks: np.ndarray, status: str) -> None:
         """Draws onto the frame itself.
@@ -66,12 +67,18 @@ class TrackDrawer:
             self._draw_trail(frame_bgr, track_id)
         for track_id, (x1, y1, x2, y2) in zip(ids, boxes, strict=True):
             cv2.rectangle(frame_bgr, (x1, y1), (x2, y2), color_of(track_id), self._line_width)
-        taken: list[tuple[int, int, int, int]] = []
+        taken = self._taken = list[tuple[int, int, int, int]]()
         self._draw_text(frame_bgr, status, (0, 0, 0, 0), BLACK, taken)
         for row, (track_id, class_id) in enumerate(zip(ids, classes, strict=True)):
             name = self._class_names.get(class_id, f"class {class_id}")
             text = f"ID:{track_id} {name} {tracks[row, 6]:.2f}"
             self._draw_text(frame_bgr, text, boxes[row], color_of(track_id), taken)
+
+    def draw_speed(self, frame_bgr: np.ndarray, fps: float) -> None:
+        """Writes how fast a run is, in frames per second, to the right of the status, or below it
+        in a narrow frame; after `draw`."""
+        right = frame_bgr.shape[1]
+        self._draw_text(frame_bgr, f"FPS: {fps:.1f}", (right, 0, right, 0), BLACK, self._taken[:1])
 
     def _extend_trails(self, ids: list[int], boxes: list[list[int]]) -> None:
         """Adds the bottom centres of the boxes and forgets points that are too old."""

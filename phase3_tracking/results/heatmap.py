@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from phase3_tracking.counting.region_events import anchors_of
+from phase3_tracking.object_tracker import LONGEST_PAUSE_S
 from phase3_tracking.results.drawing import BLACK
 from phase3_tracking.results.pictures import (
     TEXT_SCALE,
@@ -57,7 +58,8 @@ class Heatmap:
         """Adds one frame.
 
         Args:
-            time_s: of the frame; objects count for the time since the last one.
+            time_s: of the frame; objects count for the time since the last one, but not for a
+                pause, in which nobody knows where they were.
             tracks: (M, 7) [x1, y1, x2, y2, track_id, class_id, confidence] in pixels.
             frame_bgr: uint8 (height, width, 3) before anything is drawn on it; the first becomes
                 the background.
@@ -65,6 +67,7 @@ class Heatmap:
         if self._background is None:
             self._background = shrunk(frame_bgr, *PICTURE_SIZE)
         passed_s = self._frame_s if self._last_s is None else time_s - self._last_s
+        passed_s = min(passed_s, max(LONGEST_PAUSE_S, self._frame_s))
         self._last_s = time_s
         rows, columns = self._seconds.shape
         cells = np.floor(anchors_of(tracks) / self._cell)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import artifacts, paths
+from common import artifacts, paths, recorded_files
 from common.cli import UserError
 from common.video import partial_path
-from phase3_tracking.counting.counting import picture_files
+from phase3_tracking.counting.counting import CountingOptions, picture_files
 from phase3_tracking.detection_log import log_file
 from phase3_tracking.results.track_writers import track_files
 
@@ -75,7 +75,8 @@ def input_files(texts: Sequence[str], further: Sequence[Path]) -> list[Path]:
 def check_may_write(
     output_path: Path, saved: Sequence[Path], inputs: Sequence[Path], *, replace: bool
 ) -> None:
-    """Refuses to replace an input, also through a link, a folder, or an older result.
+    """Refuses to replace an input, also through a link, a folder, an older result, or what a run
+    that was stopped has detected.
 
     Args:
         output_path: NAME.mp4, beside which there are files while the run goes on.
@@ -86,7 +87,14 @@ def check_may_write(
         UserError: naming the file.
     """
     read = {_identity(path) for path in inputs if path.exists()}
-    for path in filter(Path.exists, [*saved, partial_path(output_path), log_file(output_path)]):
+    try:
+        there = list(
+            filter(Path.exists, [*saved, partial_path(output_path), log_file(output_path)])
+        )
+    except OSError as error:  # a name that is too long
+        what = f"cannot be written ({error.strerror})"
+        raise UserError(output_path, what, "choose another --output") from None
+    for path in there:
         if path.is_dir():
             raise UserError(path, "is a folder", "choose another --output")
         if _identity(path) in read:
@@ -96,6 +104,45 @@ def check_may_write(
         if log_file(output_path).exists():
             ways += ", or --resume to go on with it"
         raise UserError(path, "exists already", f"choose another --output or {ways}")
+    if not replace and log_file(output_path).exists():
+        remedy = "go on with it by --resume, or begin anew with --overwrite"
+        raise UserError(log_file(output_path), "is of a run that was stopped", remedy)
+
+
+def files_replaced(output_path: Path, files: Sequence[Path], inputs: Sequence[Path]) -> list[Path]:
+    """What a new run does not make, but the run that it replaces did, and nobody has changed since.
+
+    Beside the new tracks the video of an older run would be taken for theirs.
+
+    Args:
+        output_path: NAME.mp4.
+        files: what the new run makes.
+        inputs: are never among those returned.
+    """
+    report_path = output_path.with_suffix(".json")
+    if not report_path.is_file():
+        return []
+    try:
+        report = artifacts.read_json(report_path)
+    except UserError:  # whatever it is, it tells of no files
+        return []
+    spared = {_identity(path) for path in [*files, *inputs] if path.exists()}
+    own = recorded_files.own(report, output_path.parent)
+    return [path for path in own if _identity(path) not in spared]
+
+
+def strange_files(output_path: Path, files: Sequence[Path], inputs: Sequence[Path]) -> list[Path]:
+    """What lies where another run to NAME.mp4 would have put it, but is not of this run.
+
+    Args: as for `files_replaced`.
+    """
+    spared = {_identity(path) for path in [*files, *inputs] if path.exists()}
+    possible = [
+        output_path,
+        *track_files(output_path, with_events=True),
+        *picture_files(output_path, CountingOptions()),
+    ]
+    return [path for path in possible if path.exists() and _identity(path) not in spared]
 
 
 def _identity(path: Path) -> tuple[int, int]:

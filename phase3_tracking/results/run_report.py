@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from phase3_tracking.inputs.frame_source import FrameSource
     from phase3_tracking.object_tracker import Tracker
 
+CLASSES_TOLD = 10
+
 
 def of_video(
     source: "FrameSource", writer: "VideoWriter | None", clock: StageClock, *, complete: bool
@@ -65,12 +67,19 @@ def of_tracks(counted: Mapping[str, Any], tracker: "Tracker") -> dict[str, Any]:
     }
 
 
+def cut_short(report: Mapping[str, Any]) -> str:
+    """How much there was of an input that is truncated; live ones promise nothing."""
+    decoded, promised = report["frames_decoded"], report["frames_promised"]
+    if promised is None:
+        return f"ended after {decoded} frames"
+    return f"{decoded} of {promised} frames readable"
+
+
 def tell(name: str, report: Mapping[str, Any]) -> None:
     """Logs the outcome in a few lines."""
     read = report["frames_read"]
     if report["truncated"]:
-        text = "%s is cut short: %d of %d frames readable"
-        log.warning(text, name, report["frames_decoded"], report["frames_promised"])
+        log.warning("%s is cut short: %s", name, cut_short(report))
     for note in report["notes"]:
         log.warning("%s: %s", name, note)
     if report["dropped_detections"]:
@@ -80,8 +89,17 @@ def tell(name: str, report: Mapping[str, Any]) -> None:
         log.warning("Stopped after %d frames; what was done by then is saved", read)
     of_classes = ", ".join(f"{name} {count}" for name, count in report["class_counts"].items())
     log.info("%d frames, %d tracks%s", read, report["tracks"], of_classes and f" ({of_classes})")
+    if not report["tracks"]:
+        log.info("Nothing was found. Lower --confidence? Looked for: %s", _listed(report))
     stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in report["stage_ms"].items())
     log.info("%.1f FPS end to end; ms per frame: %s", report["fps_end_to_end"], stages)
     if report["latency_ms"]:
         text = "Latency of a frame, taken to shown: p50 %.1f, p90 %.1f, p99 %.1f ms"
         log.info(text, *report["latency_ms"].values())
+
+
+def _listed(report: Mapping[str, Any]) -> str:
+    """The first names of the classes that were looked for."""
+    names = list(report["categories"].values())
+    more = [f"and {len(names) - CLASSES_TOLD} more"] if len(names) > CLASSES_TOLD else []
+    return ", ".join([*names[:CLASSES_TOLD], *more]) or "no class"

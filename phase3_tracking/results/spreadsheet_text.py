@@ -1,7 +1,6 @@
 """CSV text that a spreadsheet shows as it was meant: names stay names, numbers stay numbers."""
 
 import csv
-import io
 from collections.abc import Sequence
 
 # What spreadsheets take for the start of a formula, full-width forms included, whatever the quotes.
@@ -20,12 +19,12 @@ def csv_lines(rows: Sequence[Sequence[object]]) -> str:
         rows: names have been through `as_text`; a number is written as `str` gives it, None as
             nothing.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")  # only then it also quotes a lone \r
-    lines = []
-    for row in rows:
-        writer.writerow(row)
-        lines.append(text.getvalue()[:-2])
-        text.seek(0)
-        text.truncate()
-    return "".join(f"{line}\n" for line in lines)
+    lines = _Lines()
+    csv.writer(lines, lineterminator="\r\n").writerows(rows)  # only then it also quotes a lone \r
+    return "".join(f"{line[:-2]}\n" for line in lines)
+
+
+class _Lines(list[str]):
+    """A file in which every row that `csv` writes is an element."""
+
+    write = list.append

@@ -2,13 +2,16 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
 from common.artifacts import atomic_path
 from common.cli import UserError
+
+Place = Callable[[Path], AbstractContextManager[Path]]
 
 
 class TextStreams:
@@ -21,11 +24,15 @@ class TextStreams:
     If the block raises, or the disk is full, none appears and older files stay. Text is UTF-8 with
     Unix line ends and goes to temporary files in the same folder, so memory stays flat.
 
+    Args:
+        place: gives the path to write to for one of `paths`; see `Staging.file` for another.
+
     Raises:
         UserError: a file cannot be written; names it.
     """
 
-    def __init__(self, paths: Sequence[Path]):
+    def __init__(self, paths: Sequence[Path], place: Place = atomic_path):
+        self._place = place
         self._paths = [Path(path) for path in paths]
         self._files: list[tuple[Path, TextIO]] = []  # with the temporary path of each
 
@@ -34,7 +41,7 @@ class TextStreams:
             raise UserError(path, "is a folder", "choose another --output")
         with contextlib.ExitStack() as stack:
             for path in self._paths:
-                temporary = stack.enter_context(atomic_path(path))
+                temporary = stack.enter_context(self._place(path))
                 file = open(
                     temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n"
                 )
@@ -49,15 +56,6 @@ class TextStreams:
         with named(temporary):
             file.write(text)
 
-    def complete(self) -> None:
-        """Puts everything on the disk: what can fail, before any file takes its name."""
-        for temporary, file in self._files:
-            if not file.closed:
-                with named(temporary):
-                    file.flush()
-                    os.fsync(file.fileno())
-                    file.close()
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -68,12 +66,16 @@ class TextStreams:
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
-            self.complete()
+            for temporary, file in self._files:
+                with named(temporary):
+                    file.flush()
+                    os.fsync(file.fileno())
+                    file.close()
 
 
 @contextlib.contextmanager
 def named(temporary: Path) -> Iterator[None]:
-    """Lets an error of the disk say which file it is about; `atomic_path` makes it a UserError."""
+    """Lets an error of the disk say which file it is about; its place makes it a UserError."""
     try:
         yield
     except OSError as error:

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from common.artifacts import atomic_path
 from phase3_tracking.results.spreadsheet_text import csv_lines
-from phase3_tracking.results.text_streams import TextStreams
+from phase3_tracking.results.text_streams import Place, TextStreams
 from phase3_tracking.results.track_formats import (
     CocoFormat,
     CsvFormat,
@@ -21,6 +22,7 @@ from phase3_tracking.results.track_formats import (
     MotFormat,
     TrackFormat,
     VideoFacts,
+    box_texts,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class TrackWriters:
         output_path: NAME.mp4.
         class_names: category id -> name; an id without a name is called `class 7`.
         with_events: also write NAME.events.csv, with what `write` is told of lines and zones.
+        place: gives the path to write to for a file.
 
     Raises:
         UserError: a file cannot be written; names it.
@@ -61,6 +64,7 @@ class TrackWriters:
         video: VideoFacts,
         *,
         with_events: bool = False,
+        place: Place = atomic_path,
     ):
         self._formats: tuple[TrackFormat, ...] = (
             MotFormat(),
@@ -69,8 +73,7 @@ class TrackWriters:
             CocoFormat(),
         )
         self._with_events = with_events
-        self._is_complete = False
-        self._streams = TextStreams(track_files(output_path, with_events=with_events))
+        self._streams = TextStreams(track_files(output_path, with_events=with_events), place)
 
     def __enter__(self) -> "TrackWriters":
         with contextlib.ExitStack() as stack:
@@ -99,23 +102,15 @@ class TrackWriters:
             ValueError: a number is NaN or infinite, which JSON does not have, or there are events
                 and no file for them.
         """
-        rows = tracks.tolist()
+        boxes = box_texts(tracks.tolist())
         for index, form in enumerate(self._formats):
-            self._streams.append(index, form.frame(frame_number, time_s, rows))
+            self._streams.append(index, form.frame(frame_number, time_s, boxes))
         if events:
             if not self._with_events:
                 raise ValueError("events are given, but with_events is not")
             from phase3_tracking.counting.region_events import event_lines
 
             self._streams.append(len(self._formats), event_lines(events))
-
-    def complete(self) -> None:
-        """Puts everything on the disk: what can fail, before any file takes its name."""
-        if not self._is_complete:
-            self._is_complete = True
-            for index, form in enumerate(self._formats):
-                self._streams.append(index, form.end())
-            self._streams.complete()
 
     def __exit__(
         self,
@@ -127,4 +122,5 @@ class TrackWriters:
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
-            self.complete()
+            for index, form in enumerate(self._formats):
+                self._streams.append(index, form.end())

@@ -1,19 +1,22 @@
 """What is made of every frame of a run: text files, counts, pictures, the video, a live view.
 
-Every file is on the disk, whole, before the first takes its name: a disk that is full when a run
-ends leaves an older result as it was. The report takes its name last.
+Every file is on the disk, whole, before the first takes its name (see staging.py): a disk that is
+full when a run ends leaves an older result as it was. The report takes its name last.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from common import paths
-from common.artifacts import atomic_path, put_json
+from common import paths, recorded_files
+from common.artifacts import put_json
 from phase3_tracking.counting.counting import Counting
 from phase3_tracking.pipeline import BackgroundWriter
+from phase3_tracking.results.contact_sheet import time_stamp
+from phase3_tracking.results.output_files import result_files
+from phase3_tracking.results.staging import Staging
 from phase3_tracking.results.text_streams import named
 from phase3_tracking.results.track_writers import TrackWriters, VideoFacts
 from phase3_tracking.stage_clock import StageClock
@@ -33,12 +36,12 @@ class VideoOutputs:
             for frame, tracks in ...:
                 outputs.take(frame, tracks, clock)
             outputs.complete()
-            outputs.write_report({...})
+            outputs.publish({...})
 
-    They appear when the block ends; if it raises, none does, and older ones stay.
+    If the block ends before that, none appears, and older ones stay.
 
     Args:
-        output_path: NAME.mp4, after which all files are named.
+        staging: of NAME.mp4, after which all files are named.
         source: the opened input.
         class_names: category id -> name.
 
@@ -51,14 +54,15 @@ class VideoOutputs:
 
     def __init__(
         self,
-        output_path: Path,
+        staging: Staging,
         source: "FrameSource",
         class_names: Mapping[int, str],
         options: "OutputOptions",
     ):
         from phase3_tracking.results.drawing import TrackDrawer
 
-        self._output, self._source, self._options = output_path, source, options
+        self._staging, self._source, self._options = staging, source, options
+        self._output = staging.output_path
         self._class_names = class_names
         width, height, fps = source.width, source.height, float(source.fps)
         self._counting = Counting(options.counting, class_names, width, height, fps)
@@ -71,22 +75,20 @@ class VideoOutputs:
     def __enter__(self) -> "VideoOutputs":
         from common.video import VideoWriter
 
-        source = self._source
-        with ExitStack() as video, ExitStack() as stack:
-            if self._options.video:
+        source, options, place = self._source, self._options, self._staging.file
+        with ExitStack() as stack:  # what is entered first is completed last: the most space
+            if options.video:
                 size = (source.width, source.height)
-                self.writer = video.enter_context(
-                    VideoWriter(self._output, *size, source.fps, audio_from=source.audio_path)
+                self.writer = VideoWriter(
+                    self._output, *size, source.fps, audio_from=source.audio_path, place=place
                 )
-            # what is entered first takes its name last
-            self._report = stack.enter_context(atomic_path(self._output.with_suffix(".json")))
-            with_events = self._options.counting.has_regions
-            self._tracks = stack.enter_context(
-                TrackWriters(self._output, self._class_names, self._facts, with_events=with_events)
+                stack.enter_context(self.writer)
+                self._encoder = stack.enter_context(BackgroundWriter(self.writer))
+            with_events = options.counting.has_regions
+            self._tracks = TrackWriters(
+                self._output, self._class_names, self._facts, with_events=with_events, place=place
             )
-            self._video = stack.enter_context(video.pop_all())
-            if self.writer:
-                self._encoder = self._video.enter_context(BackgroundWriter(self.writer))
+            stack.enter_context(self._tracks)
             self._stack = stack.pop_all()
         return self
 
@@ -99,22 +101,33 @@ class VideoOutputs:
         Returns:
             False when somebody closed the window.
         """
-        image, time_s = frame.image_bgr, float(frame.time_s)
-        number = frame.index + 1
+        image, time_s, number = frame.image_bgr, float(frame.time_s), frame.index + 1
         events = self._counting.update(number, time_s, tracks, image)
         self._tracks.write(number, time_s, tracks, events)
         clock.lap("track")
         if not self._options.draws:
             return True
-        self._drawer.draw(image, tracks, clock.status(self._source.frames_expected, len(tracks)))
+        self._drawer.draw(image, tracks, status_line(number, time_s, len(tracks)))
         self._counting.draw(image)
+        if self._options.draws_fps:
+            self._drawer.draw_speed(image, clock.fps_now())
         self._counting.keep(time_s, image)
         clock.lap("draw")
         if self._encoder:
             self._encoder.write(image, frame.time_s)
-        if self._options.live:
-            self._options.live.publish(image, self._counters(number, len(tracks), clock))
-        return not self._options.window or self._options.window.show(image)
+        return self._show(image, number, len(tracks), clock)
+
+    def _show(self, image: "np.ndarray", number: int, objects: int, clock: StageClock) -> bool:
+        """Shows a frame, with the speed of this moment, to whoever is watching."""
+        live, window = self._options.live, self._options.window
+        if not live and not window:
+            return True
+        if not self._options.draws_fps:
+            image = image.copy()  # the file does not get it
+            self._drawer.draw_speed(image, clock.fps_now())
+        if live:
+            live.publish(image, self._counters(number, objects, clock))
+        return not window or window.show(image)
 
     def _counters(self, number: int, objects: int, clock: StageClock) -> dict[str, Any]:
         """What the live page shows beside the frame."""
@@ -132,18 +145,24 @@ class VideoOutputs:
         return self._encoder.seconds if self._encoder else 0.0
 
     def complete(self) -> None:
-        """Puts everything but the report on the disk, the video last: it needs most space."""
+        """Puts everything but the report on the disk."""
         for path, content in self._counting.pictures(self._output).items():
-            temporary = self._stack.enter_context(atomic_path(path))
-            with named(temporary):
-                temporary.write_bytes(content)
-        self._tracks.complete()
-        self._video.close()
+            with self._staging.file(path) as staged, named(staged):
+                staged.write_bytes(content)
+        self._stack.close()
 
-    def write_report(self, report: Mapping[str, Any]) -> None:
-        """Writes NAME.json, after `complete`."""
-        with named(self._report):
-            put_json(self._report, report)
+    def publish(self, report: dict[str, Any], replaced: Sequence[Path] = ()) -> None:
+        """Writes NAME.json, and lets all files take their places; after `complete`.
+
+        Args:
+            report: gains `files`, the size and sha256 of all others.
+            replaced: further files, of the run that this one replaces, that go.
+        """
+        *others, last = result_files(self._output, self._options)
+        report[recorded_files.KEY] = recorded_files.record(map(self._staging.staged, others))
+        with self._staging.file(last) as staged, named(staged):
+            put_json(staged, report)
+        self._staging.publish([*others, last], replaced)
 
     def summary(self) -> dict[str, Any]:
         """What was counted, for the report."""
@@ -156,3 +175,9 @@ class VideoOutputs:
         trace: TracebackType | None,
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+
+
+def status_line(frame_number: int, time_s: float, tracks: int) -> str:
+    """`frame 12  0:00.4  5 tracks`: where in the input that is, the same in every run."""
+    objects = "1 track" if tracks == 1 else f"{tracks} tracks"
+    return f"frame {frame_number}  {time_stamp(time_s)}  {objects}"

@@ -5,6 +5,7 @@
     python detect.py --input pictures/ --output found --confidence 0.7
     python detect.py --input street.mp4 --output tracked.mp4
     python detect.py --input street.mp4 --output results --tracker sort --max-frames 500
+    python detect.py --input rtsp://camera/1 --output camera.mp4 --live 8000
 
 Pictures get their boxes drawn into copies, and detections.json. Beside the NAME.mp4 of a video
 (H.264, with its sound) there will be the tracks as NAME.mot.txt, NAME.csv, NAME.tracks.json and
@@ -16,6 +17,8 @@ is saved by then can be played, and --resume goes on from there.
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -28,6 +31,7 @@ try:
     from phase3_tracking.backends import BATCH_SIZE, PRECISIONS, load_backend
     from phase3_tracking.counting.counting import add_counting_arguments, counting_options
     from phase3_tracking.inputs.source_options import add_source_arguments, source_options
+    from phase3_tracking.live import live_address
     from phase3_tracking.run_options import OutputOptions, RunOptions
     from phase3_tracking.trackers.tracker_options import add_tracker_arguments, tracker_settings
     from phase3_tracking.video_detector import CONFIDENCE, VideoDetector
@@ -60,6 +64,8 @@ def detect_pictures(args: argparse.Namespace, files: Sequence[Path]) -> int:
     """Copies with boxes, and detections.json, in the folder --output."""
     from phase4_deployment.package import picture_results
 
+    if args.live is not None:
+        raise UserError("--live", "shows videos, cameras and addresses", "leave it out")
     picture_results.check_output(args.output, files, replace=args.overwrite)
     detector = load_detector(args, is_live=False)
     saved = picture_results.detect_pictures(detector, files, args.output, args.model)
@@ -77,8 +83,14 @@ def track_videos(args: argparse.Namespace, texts: Sequence[str]) -> int:
     may_replace = args.overwrite or args.resume
     jobs = plan_jobs(texts, args.output, outputs, args.model, may_replace=may_replace)
     detector = load_detector(args, is_live=not Path(texts[0]).exists())
-    options = RunOptions(source, outputs, resumes=args.resume, smooths=args.smooth)
-    done = run_jobs(detector, jobs, options, args.model, strict=args.strict)
+    with ExitStack() as stack:
+        if args.live is not None:
+            from phase3_tracking.live.live_view import LiveView
+
+            view = LiveView(args.live.host, args.live.port, title=texts[0])
+            outputs = replace(outputs, live=stack.enter_context(view))
+        options = RunOptions(source, outputs, resumes=args.resume, smooths=args.smooth)
+        done = run_jobs(detector, jobs, options, args.model, strict=args.strict)
     cli.finished([file for job in done for file in job.files], None)
     return cli.EXIT_OK if len(done) == len(jobs) else cli.EXIT_USER_ERROR
 
@@ -142,6 +154,12 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--no-video", action="store_true", help="write tracks and report only")
     group.add_argument(
         "--resume", action="store_true", help="go on with what a stopped run has detected"
+    )
+    group.add_argument(
+        "--live",
+        type=live_address.address,
+        metavar="[HOST:]PORT",
+        help="show the frames in a browser as they come (HOST: 127.0.0.1, this machine only)",
     )
     group = parser.add_argument_group("common")
     group.add_argument("--quiet", action="store_true", help="print warnings and errors only")

@@ -12,6 +12,7 @@ from typing import Any
 
 INFO = "package_info.json"
 COPY_AGAIN = "copy the package again"
+MAY_READ = "give yourself the right to read it, or copy the package again"
 
 
 def file_findings(folder: Path) -> list[str]:
@@ -21,21 +22,29 @@ def file_findings(folder: Path) -> list[str]:
         return list(_compared(folder, files))
     except FileNotFoundError:
         return [f"{INFO}: is missing – {COPY_AGAIN}"]
+    except OSError as error:
+        return [f"{error.filename or INFO}: cannot be read ({error.strerror}) – {MAY_READ}"]
     except (KeyError, TypeError, AttributeError, ValueError):
         return [f"{INFO}: is damaged – {COPY_AGAIN}"]
 
 
 def _compared(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, listed in files.items():
-        path = folder / name
-        if not path.is_file():
-            yield f"{name}: is missing – {COPY_AGAIN}"
-        elif _sha256(path) != listed["sha256"]:
-            yield f"{name}: differs from its sha256 – {COPY_AGAIN}"
+        if finding := _finding(folder / name, listed["sha256"]):
+            yield f"{name}: {finding}"
     own_folders = {name.split("/")[0] for name in files if "/" in name}
     present = {path.relative_to(folder).as_posix() for path in _present(folder, own_folders)}
     for name in sorted(present - files.keys() - {INFO}):
         yield f"{name}: is not part of the package – move it elsewhere"
+
+
+def _finding(path: Path, sha256: str) -> str | None:
+    try:
+        if not path.is_file():
+            return f"is missing – {COPY_AGAIN}"
+        return None if _sha256(path) == sha256 else f"differs from its sha256 – {COPY_AGAIN}"
+    except OSError as error:
+        return f"cannot be read ({error.strerror}) – {MAY_READ}"
 
 
 def _present(folder: Path, own_folders: set[str]) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from phase4_deployment.package.file_check import INFO, file_findings
 GOLDEN_IMAGE, GOLDEN = "golden/image.png", "golden/detections.json"
 MIN_SCORE = 0.1  # weaker boxes are not compared
 BOX_TOLERANCE_PX, SCORE_TOLERANCE = 0.5, 0.02  # other processors and GPUs round otherwise
+COMPARED_SCORE = MIN_SCORE + SCORE_TOLERANCE  # a weaker box may have a partner below MIN_SCORE
 
 Box = Mapping[str, Any]
 
@@ -78,6 +79,9 @@ def golden_findings(folder: Path, model: str, device: str) -> list[str]:
     golden = artifacts.read_json(folder / GOLDEN)["detections"]
     found = golden_boxes(folder, model, device)
     lost, gained = unmatched(golden, found), unmatched(found, golden)
+    if not lost and not gained and not any(box["score"] >= COMPARED_SCORE for box in golden):
+        log.warning("%s has no boxes to compare; only the files were checked", GOLDEN_IMAGE)
+        return []
     if not lost and not gained:
         text = "%d boxes in %s are the golden ones, to %g px and %g in score"
         log.info(text, len(golden), GOLDEN_IMAGE, BOX_TOLERANCE_PX, SCORE_TOLERANCE)
@@ -94,13 +98,12 @@ def golden_findings(folder: Path, model: str, device: str) -> list[str]:
 def unmatched(boxes: Sequence[Box], others: Sequence[Box]) -> list[Box]:
     """Boxes without a partner among the others: the same category, within the tolerances.
 
-    A box hardly above MIN_SCORE needs none, as its partner may lie below.
+    A box below COMPARED_SCORE needs none.
     """
     return [
         box
         for box in boxes
-        if box["score"] >= MIN_SCORE + SCORE_TOLERANCE
-        and not any(_agree(box, other) for other in others)
+        if box["score"] >= COMPARED_SCORE and not any(_agree(box, other) for other in others)
     ]
 
 

@@ -100,6 +100,25 @@ def test_bug_is_one_line_with_the_traceback_in_a_file(run_program, outputs_dir):
     assert "script.py" in log_text
 
 
+def test_a_bug_tells_no_password_of_a_camera(run_program, outputs_dir):
+    done = run_program(
+        'raise OSError("no answer: rtsp://user:hidden@host/live")',
+        *("--output", "rtsp://user:hidden@host/1?key=secret"),
+    )
+    assert done.returncode == 1
+    told = done.stderr + (outputs_dir / "crash.log").read_text(encoding="utf-8")
+    assert "hidden" not in told
+    assert "secret" not in told
+    assert "no answer: rtsp://host/live" in done.stderr
+    assert "rtsp://host/1" in told
+
+
+def test_a_misplaced_address_is_told_without_its_password(run_program):
+    done = run_program("pass", "rtsp://user:hidden@host/live")
+    assert done.returncode == 2
+    assert done.stderr == "error: rtsp://host/live: unknown option – see --help\n"
+
+
 def test_bug_is_still_told_when_the_log_cannot_be_written(run_program, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")

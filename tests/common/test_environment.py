@@ -111,6 +111,14 @@ def test_command_line_hides_where_the_repository_is(monkeypatch):
     ]
 
 
+def test_p3_22_command_line_hides_the_passwords_of_cameras(monkeypatch):
+    words = ["rtsp://user:word@host/live?key=secret", "--input=http://user:word@host/a b.mp4"]
+    monkeypatch.setattr(sys, "argv", ["detect.py", *words, "--line", "a:0,0,1,1"])
+    assert shlex.split(environment.command_line())[2:] == [
+        *("rtsp://host/live", "--input=http://host/a b.mp4", "--line", "a:0,0,1,1")
+    ]
+
+
 def draws() -> tuple:
     global_numpy = np.random.random()  # noqa: NPY002 - the one libraries draw from
     return random.random(), global_numpy, torch.rand(1).item()

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from common import paths, report
+from common import paths, recorded_files, report
 from common.reporting import tracking
-from common.reporting.blocks import Pictures, Table
+from common.reporting.blocks import Note, Pictures, Table
 from tests.common import made_up_reports
 from tests.common.test_report import HOSTILE, Page, build_pages
 
@@ -75,6 +75,25 @@ def test_the_pictures_of_the_newest_video_are_shown(outputs):
     assert 'alt="Where objects were in demo_video, and for how long."' in html
     assert 'alt="All through demo_video."' in html
     assert "base64" not in markdown
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".heatmap.png", ".contact.jpg"])
+def test_a_file_of_another_run_is_not_shown_but_told(outputs, suffix):
+    videos, captions = outputs / "videos", []
+    for name in (".heatmap.png", ".contact.jpg"):
+        cv2.imwrite(str(videos / f"demo_video{name}"), np.zeros((9, 16, 3), np.uint8))
+    files = [videos / f"demo_video{name}" for name in (".mp4", ".heatmap.png", ".contact.jpg")]
+    content = {"demo_video": {"frames_read": 3, "files": recorded_files.record(files)}}
+    other = videos / f"demo_video{suffix}"
+    for _ in range(2):
+        section = tracking.section(None, content, videos)
+        captions.append([block.caption for block in section.blocks if isinstance(block, Pictures)])
+        other.write_bytes(other.read_bytes() + b"\0")  # still a picture or a video
+    (note,) = [b.text for b in section.blocks if isinstance(b, Note) and "not of the run" in b.text]
+    assert note == f"demo_video{suffix} is not of the run that demo_video.json tells of."
+    assert len(captions[0]) == 3
+    assert len(captions[1]) == 2
+    assert set(captions[1]) < set(captions[0])
 
 
 def test_an_unreadable_picture_is_left_out(outputs):

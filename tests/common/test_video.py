@@ -307,12 +307,35 @@ def test_p3_33_a_disk_that_is_full_in_the_end_only(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("common.video_remux.remux", full)
-    path = tmp_path / "a.mp4"
+    path, partial = tmp_path / "a.mp4", tmp_path / "a.partial.mp4"
     path.write_bytes(b"older")
-    with pytest.raises(UserError, match="No space left"):
-        write(path, frames(3))
-    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+    with pytest.raises(UserError) as caught:
+        write(path, frames(13))
+    assert str(caught.value) == (
+        f"{path}: cannot be written (No space left on device); its frames can be played in "
+        f"{partial} – free some space there"
+    )
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mp4", "a.partial.mp4"]
     assert path.read_bytes() == b"older"
+    assert len(read_with_opencv(partial)) == 13
+    monkeypatch.undo()
+    write(path, frames(4))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+    assert len(read_with_opencv(path)) == 4
+
+
+@pytest.mark.parametrize("lost", [200, 2000])
+def test_p3_33_fragments_that_lack_a_part_are_not_kept(tmp_path, monkeypatch, lost):
+    """FFmpeg's muxer does not tell that the disk was full, so the end is the first to notice."""
+
+    def full(partial, *_):
+        partial.write_bytes(partial.read_bytes()[:-lost])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("common.video_remux.remux", full)
+    with pytest.raises(UserError, match=r"left on device\) – free some space"):
+        write(tmp_path / "a.mp4", frames(13))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_p3_30_a_folder_in_the_way_is_a_user_error(tmp_path):

@@ -1,7 +1,10 @@
 """The finished file: sound kept and in its place, every frame there."""
 
+import cProfile
+import pstats
 from collections.abc import Callable
 from fractions import Fraction
+from heapq import merge
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from common import video, video_remux
 from common.cli import UserError
 from common.video import VideoWriter
+from common.video_remux import AudioRange, remux
 
 RATE = 48000
 
@@ -193,3 +197,90 @@ def test_p3_32_another_encoder_is_announced_and_plays(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="can encode neither"):
         write(tmp_path / "other.mp4", tmp_path / "absent.mp4", first=0, count=1)
     assert not list(tmp_path.glob("other*"))
+
+
+# --- times as whole numbers ---------------------------------------------------------------------
+
+
+def packets_of(path: Path, kind: str) -> list[tuple[Fraction, Fraction, Fraction, bytes]]:
+    """Presentation and decoding time and duration in seconds, and the bytes, of every packet."""
+    with av.open(str(path)) as container:
+        return [
+            (
+                packet.pts * packet.time_base,
+                packet.dts * packet.time_base,
+                packet.duration * packet.time_base,
+                bytes(packet),
+            )
+            for packet in container.demux(container.streams.best(kind))
+            if packet.size
+        ]
+
+
+@pytest.fixture
+def taken(monkeypatch) -> list[tuple[Fraction, str]]:
+    """(time by the packet itself in seconds, kind) in the order in which packets are written."""
+    order: list[tuple[Fraction, str]] = []
+
+    def noted(*streams, key):
+        for number, packet in merge(*streams, key=key):
+            order.append((packet.dts * packet.time_base, packet.stream.type))
+            yield number, packet
+
+    monkeypatch.setattr(video_remux, "merge", noted)
+    return order
+
+
+RANGES = [(Fraction(0), Fraction(9)), (Fraction(1, 3), Fraction(2)), (Fraction(1001, 700), 1)]
+
+
+@pytest.mark.parametrize(("start", "length"), RANGES)
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "libopus")])
+def test_packets_are_those_that_exact_seconds_choose(tmp_path, taken, start, length, name, codec):
+    """The rules in fractions of a second, packet by packet, as the oracle of whole ticks."""
+    source = clip(tmp_path / name, 3, codec)
+    write(tmp_path / "plain.mp4", tmp_path / "absent.mp4", first=0, count=25)
+    taken.clear()
+    notes, kept = remux(
+        *(tmp_path / "plain.mp4", tmp_path / "out.mp4", Fraction(10)),
+        AudioRange(source, start, length),
+    )
+    assert (notes, kept is not None) == ([], True)
+    sound = packets_of(source, "audio")
+    zero = packets_of(source, "video")[0][0] + start
+    heard = [one for one in sound if one[0] + one[2] > zero and one[0] < zero + length]
+    written = packets_of(tmp_path / "out.mp4", "audio")
+    assert [one[3] for one in written] == [one[3] for one in heard]
+    pictures = [(one[1], "video") for one in packets_of(tmp_path / "plain.mp4", "video")]
+    assert [one for one in taken if one[1] == "video"] == pictures
+    of_sound = [time for time, kind in taken if kind == "audio"]
+    half_tick = Fraction(1, 2 * 1000 if name == "a.mkv" else 2 * RATE)
+    assert all(
+        abs(time - (one[1] - zero)) <= half_tick for time, one in zip(of_sound, heard, strict=True)
+    )
+    exact = merge(pictures, [(one[0] - zero, "audio") for one in heard], key=lambda timed: timed[0])
+    assert [kind for _, kind in exact] == [kind for _, kind in taken]
+
+
+def test_sound_that_is_encoded_again_is_written_in_the_order_of_its_times(tmp_path, taken):
+    source = clip(tmp_path / "a.avi", 3, "pcm_s16le")
+    write(tmp_path / "out.mp4", source, first=3, count=22)
+    assert {kind for _, kind in taken} == {"audio", "video"}
+    assert taken == sorted(taken, key=lambda timed: timed[0])
+
+
+def test_times_of_packets_are_not_computed_as_fractions(tmp_path):
+    """As many calls into `fractions` for a hundred frames as for ten."""
+
+    def calls(frames: int) -> int:
+        plain = tmp_path / "plain.mp4"
+        write(plain, tmp_path / "absent.mp4", first=0, count=frames)
+        audio = AudioRange(source, Fraction(1, 3), Fraction(frames, 10))
+        with cProfile.Profile() as profile:
+            remux(plain, tmp_path / "out.mp4", Fraction(10), audio)
+            remux(plain, tmp_path / "silent.mp4", Fraction(10), None)
+        found: dict[tuple[str, int, str], tuple[int, ...]] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+        return sum(one[1] for key, one in found.items() if key[0].endswith("fractions.py"))
+
+    source = clip(tmp_path / "a.mp4", 11, "aac")
+    assert 0 < calls(10) == calls(100)

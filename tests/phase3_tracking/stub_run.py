@@ -1,8 +1,7 @@
 """The command with a detector that finds the red square: `python -m ... CALLS PAUSE_S OPTIONS...`
 
 For child processes that are stopped. The number of each frame is appended to the file CALLS before
-it is detected, which then takes PAUSE_S seconds. The speed shown on the frames is 0, so that equal
-runs write equal videos.
+it is detected, which then takes PAUSE_S seconds.
 """
 
 import sys
@@ -10,7 +9,6 @@ import time
 from pathlib import Path
 
 from phase3_tracking import video_detector
-from phase3_tracking.stage_clock import StageClock
 from tests.phase3_tracking.video_files import RedSquareModel
 
 
@@ -22,7 +20,6 @@ def main(calls: Path, pause_s: float, arguments: list[str]) -> int:
 
     model = RedSquareModel(told, file=Path(__file__))
     video_detector.load_backend = lambda *options: model.backend
-    StageClock.fps_now = lambda self: 0.0
     return video_detector.main(arguments)
 
 

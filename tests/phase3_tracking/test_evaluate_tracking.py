@@ -239,6 +239,32 @@ def test_the_csv_replaces_neither_an_input_nor_the_report(tmp_path, capsys):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["gt.txt", "run.mot.txt", "link.txt", "run.json"])
+def test_the_report_replaces_no_input(tmp_path, monkeypatch, capsys, name):
+    """`link.txt` is another name of the ground truth, `run.json` tells the tracks' classes."""
+    monkeypatch.chdir(tmp_path)
+    for file in ("gt.txt", "run.mot.txt"):
+        Path(file).write_text(mot((1, 1, 0, 1)))
+    Path("run.json").write_text('{"categories": {"1": "car"}}')
+    Path("link.txt").symlink_to("gt.txt")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    files = ("--tracks", "run.mot.txt", "--ground-truth", "gt.txt")
+    assert main([*files, "--output", name]) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {name}: is also an input – choose another --output\n"
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["gt/gt.txt", "det/det.txt"])
+def test_the_report_replaces_no_file_of_a_sequence(tmp_path, capsys, name):
+    sequence(tmp_path, "MOT17-90")
+    output = tmp_path / "MOT17-90" / name
+    before = output.read_bytes()
+    assert main(["--detections", str(tmp_path), "--output", str(output)]) == 2
+    assert f"{name}: is also an input" in capsys.readouterr().err
+    assert output.read_bytes() == before
+
+
 EVALUATE_WITH_LITTLE_SPACE = """
 import resource, sys
 from phase3_tracking.evaluate_tracking import main

@@ -5,7 +5,7 @@ import pytest
 
 from common.cli import UserError
 from phase3_tracking import mot_files
-from phase3_tracking.results.track_formats import MotFormat
+from phase3_tracking.results.track_formats import MotFormat, box_texts
 
 
 def written(folder, text: str | bytes):
@@ -107,7 +107,10 @@ def test_written_tracks_come_back(tmp_path):
     tracks = np.array([[1.25, 2, 11.5, 22, 3, 18, 0.875], [0, 0, 5, 5, 4, 1, 0.5]])
     path = tmp_path / "tracks.txt"
     frames = [tracks, tracks[:0], tracks[:1]]
-    lines = [MotFormat().frame(n, 0.0, rows.tolist()) for n, rows in enumerate(frames, start=1)]
+    lines = [
+        MotFormat().frame(n, 0.0, box_texts(rows.tolist()))
+        for n, rows in enumerate(frames, start=1)
+    ]
     path.write_text("".join(lines))
     assert path.read_text().splitlines()[0] == "1,3,1.25,2.00,10.25,20.00,0.8750,18,1"
     boxes = mot_files.read(path, unique_ids=True)

@@ -16,7 +16,7 @@ from phase3_tracking.mot_metrics import (
     without_distractors,
 )
 from phase3_tracking.object_tracker import IOUTracker
-from phase3_tracking.results.track_formats import MotFormat
+from phase3_tracking.results.track_formats import MotFormat, box_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -143,7 +143,7 @@ def tracked(sequence: mot_files.MotSequence, target: Path, last: int) -> Path:
     for frame in range(1, last + 1):
         tracks = tracker.update(detections.detections(frame))
         tracks[:, 5] = 1
-        lines.append(MotFormat().frame(frame, 0.0, tracks.tolist()))
+        lines.append(MotFormat().frame(frame, 0.0, box_texts(tracks.tolist())))
     target.write_text("".join(lines))
     return target
 

@@ -29,7 +29,7 @@ class Run:
         self.calls = folder / f"{name}.calls"
         self.calls.touch()
         inputs = ("--input", video, "--output", folder / "out.mp4", "--line", "0.4,0,0.4,1")
-        command = [self.calls, pause_s, *inputs, "--batch-size", BATCH, *options]
+        command = [self.calls, pause_s, *inputs, "--batch-size", BATCH, "--no-fps", *options]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.phase3_tracking.stub_run", *map(str, command)],
             cwd=ROOT,
@@ -59,6 +59,12 @@ def results(folder: Path) -> dict[str, object]:
     report = json.loads((folder / "out.json").read_text())
     found["out.json"] = {key: value for key, value in report.items() if key not in OF_THE_MOMENT}
     return found
+
+
+def kept_frames(folder: Path) -> list[int]:
+    """Numbers of the frames whose detections were kept for --resume."""
+    lines = (folder / "out.resume.jsonl").read_text().splitlines()[1:]
+    return [int(frame) for line in lines if line.endswith("}") for frame in json.loads(line)]
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +110,7 @@ def test_a_resumed_run_has_the_results_of_one_never_stopped(
         report = json.loads((tmp_path / "out.json").read_text())
         assert (report["complete"], report["truncated"]) == (False, False)
         assert len(decoded(tmp_path / "out.mp4")) == report["frames_written"] < FRAMES
-    kept = [
-        int(frame)
-        for line in (tmp_path / "out.resume.jsonl").read_text().splitlines()[1:]
-        if line.endswith("}")
-        for frame in json.loads(line)
-    ]
+    kept = kept_frames(tmp_path)
     assert kept == list(range(len(kept)))
     assert BATCH <= len(kept) < FRAMES
     if number != signal.SIGKILL:
@@ -128,7 +129,7 @@ def test_p3_35_what_a_killed_run_has_encoded_can_be_played(tmp_path, video):
     run.ended()
     assert not (tmp_path / "out.mp4").exists()
     assert (tmp_path / "out.partial.mp4").stat().st_size > 0
-    again = Run(tmp_path, video, "again", pause_s=0)
+    again = Run(tmp_path, video, "again", "--overwrite", pause_s=0)
     assert again.ended()[0] == 0
     assert len(decoded(tmp_path / "out.mp4")) == FRAMES
     assert not (tmp_path / "out.partial.mp4").exists()
@@ -195,12 +196,14 @@ def test_a_changed_file_is_refused(tmp_path, monkeypatch, capsys, stopped, name,
 
 def test_what_does_not_change_detections_may_change(tmp_path, monkeypatch, stopped):
     model = RedSquareModel(file=tmp_path / "model.pth")
+    kept = len(kept_frames(tmp_path))
     counting = ("--zone", "0,0,1,0,1,1", "--no-heatmap")
     options = ("--no-video", "--max-age", "7", "--confidence", "0.6", *counting)
     assert run(monkeypatch, model, *stopped, *options, "--resume") == 0
     first = json.loads((tmp_path / "out.json").read_text())
     assert (first["complete"], first["settings"]["max_age"]) == (True, 7)
-    assert first["frames_read"] == len(model.frames) + 15 == FRAMES  # five batches were kept
+    assert kept >= 15  # five batches, or what was in work beside the fifth
+    assert first["frames_read"] == len(model.frames) + kept == FRAMES
 
 
 def test_nothing_to_resume_is_told_in_one_line(tmp_path, monkeypatch, capsys, stopped):

@@ -57,14 +57,6 @@ def test_the_speed_shown_is_that_of_the_last_frames(time):
     assert clock.mean_fps() == pytest.approx(35 / 8)
 
 
-def test_status_tells_the_frame_in_work(time):
-    clock = StageClock()
-    assert clock.status(300, 5) == "frame 1/300  0.0 FPS  5 tracks"
-    time.passes(0.25)
-    clock.frame_done()
-    assert clock.status(None, 0) == "frame 2  4.0 FPS  0 tracks"
-
-
 def test_latency_is_from_taken_to_done(time):
     clock = StageClock()
     for ms in range(1, 102):

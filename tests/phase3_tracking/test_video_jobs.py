@@ -2,14 +2,27 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from phase3_tracking import video_detector
+from phase3_tracking.inputs.source_options import NetworkLimits, source_options
 from phase3_tracking.run_options import OutputOptions
 from phase3_tracking.video_jobs import plan_jobs
-from tests.phase3_tracking.video_files import RedSquareModel, decoded, write_video
+from tests.phase3_tracking.made_videos import encode
+from tests.phase3_tracking.video_files import (
+    HEIGHT,
+    WIDTH,
+    RedSquareModel,
+    decoded,
+    frame,
+    write_video,
+)
+from tests.phase3_tracking.video_servers import Temper, http_server
+
+FAST = NetworkLimits(connect_s=2.0, read_s=1.0, reconnects=1, backoff_s=0.02)
 
 
 def run(monkeypatch, *arguments, model: RedSquareModel | None = None) -> int:
@@ -68,6 +81,30 @@ def test_strict_counts_as_one_failure_of_several(tmp_path, monkeypatch, capsys):
     assert "cut.mp4: " in captured.err
     assert report(out / "whole_tracked.json")["frames_read"] == 40
     assert report(out / "cut_tracked.json")["truncated"] is True
+
+
+def test_strict_tells_of_a_lost_stream_without_its_password(tmp_path, monkeypatch, capsys):
+    """Half of a stream, and then nobody answers."""
+    monkeypatch.setattr(
+        video_detector, "source_options", lambda args: replace(source_options(args), network=FAST)
+    )
+    images = [frame(index) for index in range(30)]
+    options = {"g": "5"}
+    content = encode(tmp_path / "a.ts", images=images, size=(WIDTH, HEIGHT), options=options)
+    content = content.read_bytes()
+    half = len(content) // 2 // 188 * 188
+    with http_server(Temper(content, seekable=False, breaks=[half], refuses_after=1)) as url:
+        url = url.replace("//", "//user:hidden@")
+        options = ("--output", tmp_path / "out.mp4", "--no-video", "--strict")
+        assert run(monkeypatch, "--input", url, *options) == 2
+    count = report(tmp_path / "out.json")["frames_decoded"]
+    captured = capsys.readouterr()
+    place = url.replace("user:hidden@", "")
+    assert captured.err == (
+        f"error: {place}: ended after {count} frames – replace it, or leave out --strict\n"
+    )
+    assert f"{place} is cut short: ended after {count} frames" in captured.out
+    assert "hidden" not in captured.out
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ class Temper:
 
     Attributes:
         content: of every path.
+        later: content of all answers after the first; None is the same.
         seekable: it tells the length and serves ranges.
         breaks: for each answer in turn, after how many bytes it closes the connection; later
             answers are whole.
@@ -34,6 +35,7 @@ class Temper:
     breaks: list[int] = field(default_factory=list)
     hangs: bool = False
     refuses_after: int | None = None
+    later: bytes | None = None
     requests: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -69,7 +71,7 @@ def _answer(handler: BaseHTTPRequestHandler, temper: Temper) -> None:
     if temper.refuses_after is not None and number >= temper.refuses_after:
         handler.send_error(503)
         return
-    body = temper.content
+    body = temper.content if temper.later is None or number == 0 else temper.later
     if temper.seekable:
         start = int(match[1]) if (match := re.match(r"bytes=(\d+)-", asked)) else 0
         body = body[start:]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from common.onnx_detector import OnnxDetector
 from phase4_deployment import clean_environment, package_files
 from tests.exported_detector import CATEGORY_IDS as CATEGORY_IDS
 from tests.exported_detector import CLASS_NAMES as CLASS_NAMES
@@ -18,6 +19,28 @@ from tests.random_detectors import random_scene
 def exported(tmp_path_factory) -> SimpleNamespace:
     """See `export_to`."""
     return export_to(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture
+def blind_in_the_dark(monkeypatch) -> None:
+    """The ONNX detector finds nothing in a black image; its random weights would."""
+    original = OnnxDetector.__call__
+
+    def detect(self, images):
+        found = original(self, images)
+        return [
+            one
+            if image.any()
+            else one._replace(
+                boxes_xyxy=one.boxes_xyxy[:0],
+                scores=one.scores[:0],
+                labels=one.labels[:0],
+                names=one.names[:0],
+            )
+            for image, one in zip(images, found, strict=True)
+        ]
+
+    monkeypatch.setattr(OnnxDetector, "__call__", detect)
 
 
 @pytest.fixture(scope="session")

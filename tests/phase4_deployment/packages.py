@@ -43,9 +43,19 @@ def measured_row(name: str, file: str | None, status: str = "ok", **changes: Any
 
 
 def build_package(
-    folder: Path, exported: SimpleNamespace, images: Sequence[np.ndarray], **changes: Any
+    folder: Path,
+    exported: SimpleNamespace,
+    images: Sequence[np.ndarray],
+    *,
+    reason: str | None = None,
+    **changes: Any,
 ) -> None:
-    """Writes a package whose model_int8.onnx is the FP32 one; `changes` are those of its row."""
+    """Writes a package whose model_int8.onnx is the FP32 one.
+
+    Args:
+        reason: why it could not be tried in a clean environment.
+        changes: those of its row.
+    """
     folder.mkdir(parents=True)
     shutil.copyfile(exported.model_path, folder / "model.pth")
     for name in ("model.onnx", "model_int8.onnx"):
@@ -62,6 +72,7 @@ def build_package(
         "environment": {"device_name": "a CPU", "threads": 2, "packages": {"torch": "2.15.0"}},
         "inputs": {},
         "val_images": len(images),
+        "tried_in": {"clean": reason is None, "reason": reason},
         "latency_budget_ms": 100.0,
     }
     package_files.write_small_files(folder, exported.loaded, rows, report, images)

@@ -4,8 +4,8 @@ without PyTorch, on pictures and videos. What it finds is what the project finds
 import csv
 import json
 import re
-import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from fractions import Fraction
@@ -21,6 +21,7 @@ from common.onnx_detector import OnnxDetector
 from common.video import VideoWriter
 from phase3_tracking.backends import load_backend
 from phase3_tracking.video_detector import VideoDetector
+from phase4_deployment import clean_environment, package_files
 from tests.phase4_deployment.packages import run_detect
 from tests.random_detectors import random_scene
 
@@ -157,6 +158,24 @@ def test_the_options_of_reading_and_counting_are_those_of_phase_3(run, tmp_path)
     assert not (tmp_path / "results" / "street_tracked.mp4").exists()
 
 
+def test_a_live_view_is_served_while_the_video_is_worked_on(run, tmp_path):
+    write_video(tmp_path / "street.mp4")
+    done = run("--input", "street.mp4", "--output", "t.mp4", "--live", "0")
+    assert (done.status, done.error) == (0, "")
+    assert re.search(r"Live view: open http://127\.0\.0\.1:[1-9]\d*/$", done.out, re.MULTILINE)
+    assert frame_sizes(str(tmp_path / "t.mp4")) == [(128, 96)] * 10
+
+
+def test_a_live_view_on_a_port_in_use_is_refused(run, tmp_path):
+    write_video(tmp_path / "street.mp4", frames=2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = run("--input", "street.mp4", "--output", "out", "--live", str(port))
+    assert done.status == 2
+    assert done.error.startswith(f"error: --live 127.0.0.1:{port}: ")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("asked", "used"), [((), 3), (("--batch-size", "5"), 5)])
 def test_the_batch_size_is_the_one_that_was_measured(run, tmp_path, asked, used):
     write_video(tmp_path / "street.mp4", frames=2)
@@ -164,6 +183,22 @@ def test_the_batch_size_is_the_one_that_was_measured(run, tmp_path, asked, used)
     assert done.status == 0, done.error
     report = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
     assert report["settings"]["batch_size"] == used
+
+
+# --- beside other packages --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["common", "phase3_tracking", "phase4_deployment"])
+def test_an_installed_package_of_the_same_name_is_not_taken_for_its_own(package, tmp_path, name):
+    names = clean_environment.requirement_names(package_files.REQUIREMENTS)
+    python = clean_environment.make(tmp_path / "environment", names)
+    foreign = next((tmp_path / "environment").rglob("site-packages")) / name
+    foreign.mkdir()
+    (foreign / "__init__.py").write_text("", encoding="utf-8")
+    write_picture(tmp_path / "a.png")
+    for arguments in (("--verify", "--device", "cpu"), ("--input", "a.png")):
+        done = run_detect(python, package, *arguments, cwd=tmp_path)
+        assert (done.status, done.error) == (0, "")
 
 
 # --- --verify ---------------------------------------------------------------------------------
@@ -237,6 +272,8 @@ def test_other_boxes_than_the_golden_ones_are_told(run, damaged):
         (["--input", "picture.png", "--output", "notes.txt"], "notes.txt: is a file"),
         (["--input", "picture.png", "--output", "a.mp4"], "a.mp4: is a file"),
         (["--input", "picture.png", "--output", "."], "is the folder of the input"),
+        (["--input", "picture.png", "--live", "8000"], "--live: shows videos, cameras and"),
+        (["--input", "picture.png", "--live", "here"], "'here' has no port number"),
         (["--input", "picture.png", "--device", "tpu"], "--device: "),
         (["--input", "picture.png", "--imput", "x"], "did you mean --input?"),
     ],
@@ -317,42 +354,6 @@ def test_help_loads_nothing_heavy(package, tmp_path):
     loaded = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "argparse" in loaded
     assert not loaded & {"numpy", "cv2", "onnxruntime", "torch", "av", "scipy", "PIL"}
-
-
-# --- the README -------------------------------------------------------------------------------
-
-
-def commands_of(package: Path) -> list[list[str]]:
-    """The words after `python detect.py` of each command in the package's README."""
-    text = (package / "README.md").read_text(encoding="utf-8")
-    return [
-        shlex.split(line) for line in re.findall(r"^python detect\.py (.+)$", text, re.MULTILINE)
-    ]
-
-
-def test_the_commands_of_the_readme_end_well_in_their_order(package, clean_python, tmp_path):
-    folder = Path(shutil.copytree(package, tmp_path / "detector"))
-    write_picture(tmp_path / "photo.jpg")
-    (tmp_path / "pictures").mkdir()
-    write_picture(tmp_path / "pictures" / "a.png")
-    write_video(tmp_path / "street.mp4")
-    commands = [*commands_of(folder), ["--verify"]]
-    assert len(commands) == 7
-    for command in commands:
-        done = run_detect(clean_python, folder, *command, cwd=folder)
-        assert (done.status, done.error) == (0, ""), command
-    made = {path.name for path in tmp_path.iterdir()}
-    assert made >= {"found", "found_in_pictures", "tracked.mp4", "results", "found_int8"}
-
-
-def test_the_python_examples_of_the_readme_run(package, clean_python):
-    text = (package / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
-    for python, block in zip((clean_python, sys.executable), blocks, strict=True):
-        command = [str(python), "-B", "-c", block]
-        done = subprocess.run(command, cwd=package, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- the detector itself ----------------------------------------------------------------------

@@ -28,6 +28,12 @@ FILES = {
     *("detect.py", "labels.json", "README.md", "requirements.txt", "package_info.json"),
     *("golden/image.png", "golden/detections.json"),
     *(file.relative_to(paths.ROOT).as_posix() for file in shipped_files()),
+    *(
+        (folder / "__init__.py").as_posix()
+        for file in shipped_files()
+        for folder in file.relative_to(paths.ROOT).parents
+        if folder.name
+    ),
 }
 CPU = torch.device("cpu")
 
@@ -118,7 +124,10 @@ def test_package_is_complete_and_true_to_its_checksums(build, exported, tmp_path
     assert rows["onnx_fp32"]["peak_memory_mib"] < rows["pytorch_fp32"]["peak_memory_mib"]
     assert [batch["batch_size"] for batch in rows["onnx_int8"]["batches"]] == [1, 2]
     assert set(report["package_check"]) == {"model.onnx", "model_int8.onnx"}
+    assert report["tried_in"] == info["tried_in"] == {"clean": True, "reason": None}
+    assert info["golden_boxes"] > 0
     for checked in report["package_check"].values():
+        assert checked["boxes"] > 0
         assert checked["parity"]["matched"] >= 0.99
         assert checked["tracks"] > 0
     with zipfile.ZipFile(tmp_path / "deployment.zip") as archive:

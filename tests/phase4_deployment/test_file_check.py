@@ -81,6 +81,29 @@ def test_a_damaged_list_is_the_finding(folder, text):
     assert found.startswith("package_info.json: is damaged – ")
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "common/cli.py"])
+def test_a_file_that_may_not_be_read_is_one_line(folder, monkeypatch, name):
+    def deny(path, *rest):
+        if path == folder / name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return open(path, *rest)
+
+    monkeypatch.setattr(file_check, "open", deny, raising=False)
+    (found,) = file_check.file_findings(folder)
+    assert found.startswith(f"{name}: cannot be read (Permission denied) – ")
+
+
+@pytest.mark.parametrize("method", ["read_text", "iterdir"])
+def test_a_list_or_a_folder_that_may_not_be_read_is_one_line(folder, monkeypatch, method):
+    def deny(path, *rest, **more):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(file_check.Path, method, deny)
+    (found,) = file_check.file_findings(folder)
+    name = folder / "package_info.json" if method == "read_text" else folder
+    assert found.startswith(f"{name}: cannot be read (Permission denied) – ")
+
+
 def test_without_a_list_that_is_the_finding(folder):
     (folder / "package_info.json").unlink()
     (found,) = file_check.file_findings(folder)

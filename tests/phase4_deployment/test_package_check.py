@@ -2,12 +2,15 @@
 
 import shutil
 
+import cv2
+import numpy as np
 import pytest
 
 from common import artifacts
 from phase4_deployment.package import package_check
 from phase4_deployment.package.package_check import (
     GOLDEN,
+    GOLDEN_IMAGE,
     golden_boxes,
     golden_findings,
     measured_batch_size,
@@ -76,6 +79,17 @@ def test_a_box_that_nobody_knew_is_told(golden):
     assert f"0 of {len(content['detections'])} golden boxes are not found, 1 others are" in found
 
 
+@pytest.mark.usefixtures("blind_in_the_dark")
+def test_a_golden_image_without_boxes_is_not_said_to_agree(golden, caplog):
+    folder, _ = golden
+    cv2.imwrite(str(folder / GOLDEN_IMAGE), np.zeros((64, 64, 3), np.uint8))
+    artifacts.write_json(folder / GOLDEN, {"detections": []})
+    assert golden_boxes(folder, "model.onnx", "cpu") == []
+    assert golden_findings(folder, "model.onnx", "cpu") == []
+    assert "has no boxes to compare" in caplog.text
+    assert "are the golden ones" not in caplog.text
+
+
 def test_the_batch_size_that_was_measured_for_a_model_of_the_package(package, tmp_path):
     model = package / "model.onnx"
     assert measured_batch_size(package, model, "throughput") == 3
@@ -86,7 +100,5 @@ def test_the_batch_size_that_was_measured_for_a_model_of_the_package(package, tm
 
 
 def test_golden_image_is_small(package):
-    import cv2
-
     height, width = cv2.imread(str(package / package_check.GOLDEN_IMAGE)).shape[:2]
     assert max(height, width) <= 320

@@ -212,6 +212,14 @@ def test_a_stream_that_hangs_can_be_stopped():
     hangs.set()
 
 
+def test_the_way_to_the_start_can_be_stopped():
+    asked = iter([False] * 5 + [True] * 99)
+    decoder, options = MadeUp(1000), SourceOptions(start_s=Fraction(90))
+    with pytest.raises(KeyboardInterrupt):
+        BufferedSource(decoder, options, should_stop=lambda: next(asked))
+    assert (decoder.gone_through, decoder.closed) == (6, 1)
+
+
 def test_waiting_frames_are_fewer_when_they_are_large(monkeypatch):
     monkeypatch.setattr("phase3_tracking.inputs.frame_source.QUEUE_BYTES", 1)
     decoder = MadeUp(50)

@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from common.cli import UserError
-from phase3_tracking.inputs.sources import expand_inputs, open_source, output_stem
+from phase3_tracking.inputs.sources import (
+    check_exists,
+    expand_inputs,
+    open_source,
+    output_stem,
+)
 from tests.phase3_tracking.made_videos import encode
 
 
@@ -32,6 +37,24 @@ def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch, text, reason):
     with pytest.raises(UserError, match=reason) as error:
         open_source(text)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["0", "rtsp://absent/1", "", "a\0b", "."])
+def test_what_is_no_missing_path_is_left_to_open_source(text):
+    check_exists(text)
+
+
+@pytest.mark.parametrize("text", ["absent.mp4", "absent/", "٣"])
+def test_a_missing_path_is_told_before_anything_is_opened(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such file – check the path"):
+        check_exists(text)
+
+
+def test_an_address_that_is_refused_is_told_without_its_password():
+    with pytest.raises(UserError, match=r"^rtmp://host/live: no address") as error:
+        open_source("rtmp://user:word@host/live?key=secret")
+    assert "word" not in str(error.value)
 
 
 def test_a_path_object_is_taken_too(tmp_path):
@@ -74,6 +97,8 @@ def test_inputs_that_stand_for_nothing_are_one_line(tmp_path, monkeypatch, text,
     [
         ("street.mp4", "street"),
         ("a/b.c.mov", "b.c"),
+        ("rtsp://user:wo/rd@host/live", "host_live"),
+        ("http://[broken/a.mp4", "broken_a"),
         ("0", "camera_0"),
         ("rtsp://user:word@host:554/live/cam1", "host_live_cam1"),
         ("https://host/a%20b/street.mp4?token=secret", "host_a_20b_street"),

@@ -73,6 +73,22 @@ def test_labels_keep_off_each_other():
     assert changed(drawn(labels)).sum() > 1.15 * one
 
 
+@pytest.mark.parametrize(("width", "row"), [(500, 0), (90, 1)])
+def test_the_speed_covers_no_other_text(width, row):
+    """In the first row of text where the status leaves room, else in the second."""
+    drawer, blank = TrackDrawer({}, 200, 10), np.full((200, width, 3), 127, np.uint8)
+    status = blank.copy()
+    drawer.draw(status, np.empty((0, 7)), "frame 1")
+    both = status.copy()
+    drawer.draw_speed(both, 123.45)
+    new = np.argwhere(changed(both) & ~changed(status))
+    height = np.argwhere(changed(status))[:, 0].max() + 1
+    assert (both[changed(status)] == status[changed(status)]).all()
+    assert new[:, 1].max() == width - 1
+    rows = (new[:, 0].min(), new[:, 0].max() + 1)
+    assert rows == pytest.approx((row * height, (row + 1) * height), abs=1)
+
+
 def test_trail_follows_the_bottom_and_is_broken_where_the_object_was_not_seen():
     drawer = TrackDrawer({}, 200, 10)
     for x in (20, 40, None, 120, 140):

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from phase3_tracking.object_tracker import LONGEST_PAUSE_S
 from phase3_tracking.results.heatmap import CELLS, SIGMA_CELLS, Heatmap, _scale_panel, _tick_values
 from tests.phase3_tracking.made_up_tracks import boxes
 
@@ -34,8 +35,21 @@ def test_an_object_that_stands_still_makes_its_seconds_there():
 
 
 def test_objects_add_up_and_time_is_what_passed():
-    together = collected(boxes((1, 100, 100), (2, 100, 100)), boxes((1, 100, 100)), step_s=2.0)
-    assert together.seconds().max() == pytest.approx(2 * FRAME_S + 2.0)
+    together = collected(boxes((1, 100, 100), (2, 100, 100)), boxes((1, 100, 100)), step_s=0.75)
+    assert together.seconds().max() == pytest.approx(2 * FRAME_S + 0.75)
+
+
+def test_a_pause_is_no_time_with_an_object():
+    """A camera that was away for an hour; who is there when it is back was not there all along."""
+    seconds = collected(boxes((1, 100, 100)), boxes((2, 400, 200)), step_s=3600.0).seconds()
+    assert seconds.max() == pytest.approx(LONGEST_PAUSE_S)
+
+
+def test_frames_that_last_longer_than_a_pause_count_in_full():
+    heatmap = Heatmap(WIDTH, HEIGHT, 60.0)
+    for time_s in (0.0, 60.0, 3600.0):
+        heatmap.update(time_s, boxes((1, 100, 100)), GREY)
+    assert heatmap.seconds().max() == pytest.approx(3 * 60.0)
 
 
 def test_the_value_does_not_depend_on_the_resolution():

@@ -141,6 +141,31 @@ def test_p3_29_a_stopped_run_is_remembered(tmp_path):
         check_may_write(output, [output], [], replace=False)
 
 
+def test_p3_35_what_a_killed_run_has_detected_is_not_thrown_away_unasked(tmp_path):
+    """It leaves nothing else; hours of detection, perhaps."""
+    output = tmp_path / "a.mp4"
+    (tmp_path / "a.resume.jsonl").touch()
+    with pytest.raises(UserError) as caught:
+        check_may_write(output, [output], [], replace=False)
+    assert str(caught.value) == (
+        f"{tmp_path / 'a.resume.jsonl'}: is of a run that was stopped – "
+        "go on with it by --resume, or begin anew with --overwrite"
+    )
+    check_may_write(output, [output], [], replace=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the limit is of the whole path there")
+@pytest.mark.parametrize("name", ["a" * 245 + ".mp4", "a" * 300 + ".mp4", "b" * 300 + "/a.mp4"])
+def test_a_name_that_is_too_long_is_one_line(tmp_path, capsys, name):
+    """The first is short enough itself, but not for all files that are named after it."""
+    video = write_video(tmp_path / "in.mp4", 3)
+    inputs = ("--input", video, "--detections", write_detections(tmp_path / "det.txt", 3))
+    assert main([*map(str, (*inputs, "--output", tmp_path / name)), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("cannot be written (File name too long) – choose another --output\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["det.txt", "in.mp4"]
+
+
 @pytest.mark.parametrize("suffix", ALL)
 def test_p3_30_a_folder_in_the_place_of_a_result(tmp_path, suffix):
     (tmp_path / f"a.{suffix}").mkdir()

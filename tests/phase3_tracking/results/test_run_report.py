@@ -93,6 +93,12 @@ def test_p3_06_what_is_wrong_is_told_before_the_outcome(caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 4 + ["INFO"] * 2
 
 
+def test_a_lost_stream_promised_nothing(caplog):
+    one = source(name="camera 0", path=None, frames_decoded=8, frames_promised=None)
+    assert run_report.cut_short(report(one)) == "ended after 8 frames"
+    assert told(report(one), caplog)[0] == "street.mp4 is cut short: ended after 8 frames"
+
+
 def test_latency_is_told_where_there_is_one(caplog):
     content = report(
         source(truncated=False, notes=[]),
@@ -104,6 +110,19 @@ def test_latency_is_told_where_there_is_one(caplog):
     assert len(lines) == 3
 
 
-def test_nothing_found_is_told_without_brackets(caplog):
-    content = report(source(truncated=False, notes=[]), tracks=0, class_counts={})
-    assert "57 frames, 0 tracks" in told(content, caplog)
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("", "no class"),
+        ("ab", "a, b"),
+        ("abcdefghijkl", "a, b, c, d, e, f, g, h, i, j, and 2 more"),
+    ],
+)
+def test_nothing_found_is_told_with_what_to_do(caplog, names, expected):
+    content = report(
+        source(truncated=False, notes=[]),
+        **{"tracks": 0, "class_counts": {}, "categories": dict(enumerate(names))},
+    )
+    lines = told(content, caplog)
+    at = lines.index("57 frames, 0 tracks")
+    assert lines[at + 1] == f"Nothing was found. Lower --confidence? Looked for: {expected}"

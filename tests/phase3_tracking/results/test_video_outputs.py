@@ -18,6 +18,8 @@ from phase3_tracking.backends import Backend
 from phase3_tracking.counting.counting import CountingOptions
 from phase3_tracking.counting.regions import parse_line
 from phase3_tracking.live.live_view import LiveView
+from phase3_tracking.results.drawing import TrackDrawer
+from phase3_tracking.results.video_outputs import status_line
 from phase3_tracking.run_options import OutputOptions, RunOptions
 from phase3_tracking.trackers.tracker_options import TRACKERS
 from phase3_tracking.video_detector import VideoDetector, main
@@ -156,6 +158,61 @@ def test_the_command_serves_the_live_view(tmp_path, video):
     assert child.returncode == 0
     assert len(frames) == 3
     assert frames == sorted(frames)
+
+
+# --- what is written on the frames -------------------------------------------------------------
+
+
+class Watcher:
+    """In the place of a window: keeps the last frame."""
+
+    def show(self, frame_bgr: np.ndarray) -> bool:
+        self.last = frame_bgr
+        return True
+
+
+def test_frames_carry_their_number_and_time_in_the_input(tmp_path, video, monkeypatch):
+    texts = []
+    draw = TrackDrawer.draw
+
+    def noted(self, frame, tracks, status):
+        texts.append(status)
+        draw(self, frame, tracks, status)
+
+    monkeypatch.setattr(TrackDrawer, "draw", noted)
+    detections = write_detections(tmp_path / "det.txt")
+    inputs = ("--input", video, "--detections", detections, "--output", tmp_path / "out.mp4")
+    assert run(*inputs, "--start", "0.8", "--frame-skip", "2", "--min-hits", "1") == 0
+    assert texts == ["frame 9  0:00.8  1 track", "frame 11  0:01.0  1 track"]
+    assert status_line(900, 3661, 0) == "frame 900  1:01:01.0  0 tracks"
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_the_speed_is_shown_to_who_watches_and_may_stay_out_of_the_file(tmp_path, in_file):
+    """The top right corner, where there is nothing else."""
+
+    def corner(frame: np.ndarray) -> int:
+        return int((frame[:10, -30:] > 200).sum())  # white letters
+
+    video, window = write_video(tmp_path / "wide.mp4", width=400), Watcher()
+    options = OutputOptions(video=True, draws_fps=in_file, window=window)
+    VideoDetector(RedSquareModel().backend).process_video(
+        video, tmp_path / "out.mp4", RunOptions(outputs=options)
+    )
+    assert corner(window.last) > 20
+    assert (corner(decoded(tmp_path / "out.mp4")[-1]) > 0) == in_file
+
+
+def test_equal_runs_write_equal_files(tmp_path, video):
+    """At different speeds, and with somebody who watches or without."""
+    for name, pause_s, window in (("a", 0.0, None), ("b", 0.01, Watcher())):
+        model = RedSquareModel(lambda number, pause_s=pause_s: time.sleep(pause_s))
+        options = RunOptions(outputs=OutputOptions(draws_fps=False, window=window))
+        output = tmp_path / name / "out.mp4"
+        report = VideoDetector(model.backend).process_video(video, output, options)
+        assert len(report["files"]) == 7
+    for file in report["files"]:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
 # --- too much, and nonsense ---------------------------------------------------------------------
