@@ -43,13 +43,11 @@ class VideoRun:
 
     def process(self) -> dict[str, Any]:
         """Writes everything and returns the report."""
-        from phase3_tracking.inputs.sources import open_source
-
         files = output_files.result_files(self._output, self._options.outputs)
         inputs = output_files.input_files([self._text], self._inputs)
         output_files.check_may_write(self._output, files, inputs, replace=True)
         with self._stop, Staging(self._output) as staging:
-            source = open_source(self._text, self._options.source, should_stop=self._is_stopped)
+            source = self._opened()
             with source, self._log(source) as log:
                 self._check_live(source)
                 report = self._process(source, log, staging)
@@ -60,6 +58,16 @@ class VideoRun:
             cli.log.warning("%s is not of this run: it was there before", paths.display(path))
         self._stop.raise_received()
         return report
+
+    def _opened(self) -> "FrameSource":
+        """The input. A signal while a network input is connected to ends it as any other does."""
+        from phase3_tracking.inputs.sources import open_source
+
+        try:
+            return open_source(self._text, self._options.source, should_stop=self._is_stopped)
+        except KeyboardInterrupt:
+            self._stop.raise_received()
+            raise
 
     def _publish(self, outputs: VideoOutputs, report: dict[str, Any]) -> None:
         """Lets the files take their places; those of an older run go."""
@@ -133,14 +141,19 @@ class VideoRun:
     def _smoothed(
         self, tracked: "Iterator[tuple[Frame, np.ndarray]]", frame_rate: float
     ) -> "Iterator[tuple[Frame, np.ndarray]]":
-        """The frames once more, with smoothed tracks; after a signal those that were tracked."""
+        """The frames once more, with smoothed tracks, until a signal comes; after one that came
+        before, all that were tracked."""
         from phase3_tracking.inputs.sources import open_source
         from phase3_tracking.trackers.track_smoothing import smooth_frames
 
         tracks_per_frame = smooth_frames([tracks for _, tracks in tracked], frame_rate)
+        was_stopped = self._is_stopped()
         with open_source(self._text, self._options.source) as again:
             self._clock.skip()
-            yield from zip(again, tracks_per_frame, strict=False)
+            for pair in zip(again, tracks_per_frame, strict=False):
+                yield pair
+                if self._is_stopped() and not was_stopped:
+                    break
             self._clock.seconds["decode"] += again.decode_seconds
 
     def _log(self, source: "FrameSource") -> DetectionLog:

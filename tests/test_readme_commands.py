@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks.ladder_table import default_reports, ladder_tables
 from benchmarks.readme_table import RESULTS, results_table
+from common.comparison import interval_text
 from common.paths import ROOT
 from common.video import VideoWriter
 from phase3_tracking.counting.counting import CountingOptions
@@ -43,6 +44,15 @@ def test_the_ladders_are_what_the_script_prints():
     front = sorted(path for path in reports if path.match("cpu_amx/trained_*.json"))  # as a shell
     assert front
     assert ladder_tables(front) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["demo", "mobilenet"])
+def test_the_pipeline_table_is_of_the_committed_results(name):
+    report = json.loads((RESULTS.parent / "pipeline" / f"{name}.json").read_text("utf-8"))
+    ratios = (report["speedup_over_loop"], report["times_the_limit"])
+    cells = [f"{report['ms_per_frame']['ours']:.1f}"]
+    cells += [interval_text(one["ratio"], one["ci95"]) for one in ratios]
+    assert f" | {' | '.join(cells)} |" in PHASE3.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)

@@ -78,15 +78,21 @@ def test_p3_22_no_password_on_the_live_page_or_in_a_file(tmp_path, monkeypatch, 
     assert told == set()
 
 
-@pytest.mark.parametrize("scheme", ["http", "rtsp"])
-def test_ctrl_c_while_a_camera_is_connected_to(tmp_path, monkeypatch, capsys, scheme):
+@pytest.mark.parametrize(
+    ("scheme", "sent", "status"),
+    [("http", signal.SIGINT, 130), ("rtsp", signal.SIGINT, 130), ("http", signal.SIGTERM, 143)],
+)
+def test_a_signal_while_a_camera_is_connected_to(
+    tmp_path, monkeypatch, capsys, scheme, sent, status
+):
     """A server that takes the connection and says nothing is waited for 10 seconds."""
-    interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt = threading.Timer(0.5, os.kill, (os.getpid(), sent))
     with silent_server() as port:
         interrupt.start()
         begin = time.monotonic()
         address = f"{scheme}://127.0.0.1:{port}/live"
-        assert run(monkeypatch, "--input", address, "--output", tmp_path / "out.mp4") == 130
+        assert run(monkeypatch, "--input", address, "--output", tmp_path / "out.mp4") == status
         assert time.monotonic() - begin < 6
-    assert capsys.readouterr().err == "interrupted\n"
+    word = "interrupted" if sent == signal.SIGINT else "terminated"
+    assert capsys.readouterr().err == f"{word}\n"
     assert list(tmp_path.iterdir()) == []

@@ -1,13 +1,21 @@
 """--smooth: tracked first, then drawn and written with smoothed tracks."""
 
 import json
+import signal
 
 import pytest
 
 from phase3_tracking import mot_files
 from phase3_tracking.inputs.video_file import VideoFile
-from phase3_tracking.video_detector import main
-from tests.phase3_tracking.video_files import decoded, square_left, write_detections, write_video
+from phase3_tracking.run_options import OutputOptions, RunOptions
+from phase3_tracking.video_detector import VideoDetector, main
+from tests.phase3_tracking.video_files import (
+    RedSquareModel,
+    decoded,
+    square_left,
+    write_detections,
+    write_video,
+)
 
 FRAMES = 12
 
@@ -48,6 +56,27 @@ def test_a_gap_is_filled_where_the_object_was(run, tmp_path):
     assert len(drawn) == FRAMES
     edge = drawn[5][20:44, square_left(5) - 1 : square_left(5) + 2].astype(int)
     assert abs(edge - [30, 60, 220]).max() > 60  # the outline, in a frame nobody has detected in
+
+
+def test_a_signal_while_the_smoothed_frames_are_drawn_is_heard(tmp_path):
+    shown = []
+
+    class Watcher:
+        def show(self, frame_bgr) -> bool:
+            shown.append(frame_bgr)
+            if len(shown) == 3:
+                signal.raise_signal(signal.SIGINT)
+            return True
+
+    video = write_video(tmp_path / "walk.mp4", FRAMES)
+    options = RunOptions(outputs=OutputOptions(window=Watcher()), smooths=True)
+    model = RedSquareModel()
+    with pytest.raises(KeyboardInterrupt):
+        VideoDetector(model.backend).process_video(video, tmp_path / "out.mp4", options)
+    assert model.frames == list(range(FRAMES))  # tracked to the end
+    assert len(shown) == len(decoded(tmp_path / "out.mp4")) == 3
+    report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert (report["complete"], report["frames_written"]) == (False, 3)
 
 
 def test_what_is_to_come_must_not_be_needed_live(run):
