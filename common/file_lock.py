@@ -1,6 +1,6 @@
 """An exclusive lock on a file that the system releases however the process ends.
 
-    with locked(Path("out.lock")) as is_locked:
+    with held(Path("outputs/models/.lock"), of=Path("outputs/models")):
         ...
 
 The file itself keeps nobody out: left behind by a process that was killed, it is taken over by the
@@ -11,9 +11,13 @@ import contextlib
 import errno
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
+
+from common.artifacts import DISK_ERRORS
+from common.cli import UserError, log
 
 if sys.platform == "win32":
     import msvcrt
@@ -26,17 +30,45 @@ HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 LOCKED_BYTE = 1 << 20
 ATTEMPTS = 1000  # with so many it is not another process that is in the way
 
+_own: set[Path] = set()  # those that this process has: the system would grant it a second one
+_guard = threading.Lock()
+
 
 class InUseError(Exception):
     """Somebody else has the lock; the text is the number of that process, or `unknown`."""
 
 
 @contextlib.contextmanager
+def held(lock: Path, *, of: Path) -> Iterator[bool]:
+    """`locked`, for a run that writes to `of`; a disk without locks is warned of.
+
+    Raises:
+        UserError: another run has it, or nothing can be written there.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            is_locked = stack.enter_context(locked(lock))
+        except InUseError as error:
+            what = f"in use by another run (process {error})"
+            remedy = "wait for its end, or choose another --output"
+            raise UserError(of, what, remedy) from None
+        except OSError as error:
+            is_full = error.errno in DISK_ERRORS
+            remedy = "free some space there" if is_full else "choose another --output"
+            what = "cannot be written to" if of == lock.parent else "cannot be written"
+            raise UserError(of, f"{what} ({error.strerror})", remedy) from error
+        if not is_locked:
+            log.warning("%s cannot be locked on this disk: start no other run to it", of)
+        yield is_locked
+
+
+@contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Holds the lock on `path`, and removes the file at the end.
 
-    The folder is made where it is missing, and removed at the end if it is empty by then. A second
-    lock by the same process is refused like that of another one.
+    The folder is made where it is missing. A second lock by the same process is refused like that
+    of another one. Forked processes do not inherit it: loaders may outlive a killed run by seconds.
+    Nothing in this process may open the file while it is locked: closing it would release the lock.
 
     Yields:
         False where the disk has no locks, as some network disks: nobody is kept out then.
@@ -45,28 +77,33 @@ def locked(path: Path) -> Iterator[bool]:
         InUseError: somebody else has it.
         OSError: the file cannot be made or written.
     """
-    file, is_locked = _open_locked(path)
+    name = Path(os.path.realpath(path.parent), path.name)
+    with _guard:
+        if name in _own:
+            raise InUseError(os.getpid())
+        _own.add(name)
     try:
-        yield is_locked
+        file, is_locked = _open_locked(path)
+        try:
+            yield is_locked
+        finally:
+            if sys.platform == "win32":
+                file.close()  # an open file cannot be removed there
+            with contextlib.suppress(OSError):
+                path.unlink()  # locked until then, so it is nobody else's
+            file.close()
     finally:
-        if sys.platform == "win32":
-            file.close()  # an open file cannot be removed there
-        with contextlib.suppress(OSError):
-            path.unlink()  # locked until then, so it is nobody else's
-        file.close()
-        with contextlib.suppress(OSError):
-            path.parent.rmdir()
+        with _guard:
+            _own.discard(name)
 
 
 def _open_locked(path: Path) -> tuple[FileIO, bool]:
-    attempts = ATTEMPTS
-    while True:
-        attempts -= 1
+    for attempt in range(ATTEMPTS):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = FileIO(path, "a+")
         except (FileNotFoundError, FileExistsError):  # its last owner has just removed the folder
-            if attempts <= 0:
+            if attempt == ATTEMPTS - 1:
                 raise
             continue
         try:
@@ -78,6 +115,7 @@ def _open_locked(path: Path) -> tuple[FileIO, bool]:
             file.close()
             raise
         file.close()  # its last owner has just removed it
+    raise InUseError("unknown")
 
 
 def _lock(file: FileIO) -> bool:
@@ -86,8 +124,7 @@ def _lock(file: FileIO) -> bool:
             file.seek(LOCKED_BYTE)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
-            # Unlike a lock by lockf, this one also keeps out another thread of the same process.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in HELD:
             return False

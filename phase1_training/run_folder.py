@@ -1,24 +1,18 @@
 """The folder of a run: in the hands of one process at a time, and cleared of the run it replaces.
 
 A training that writes into the folder of another one leaves a mixture of both. So the main process
-holds a lock on OUTPUT/.lock from before the first file is written to the end of the run. The system
-releases it however the process ends. Windows and some network disks have no such locks: there it is
-for the person to start one run at a time.
+holds a lock on OUTPUT/.lock from before the first file is written to the end of the run. Some
+network disks have no locks: there it is for the person to start one run at a time.
 """
 
 import contextlib
-import errno
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from common import artifacts
-from common.cli import UserError, log
-
-if sys.platform != "win32":
-    import fcntl
+from common.cli import UserError
+from common.file_lock import held
 
 if TYPE_CHECKING:
     from phase1_training.run_files import Run
@@ -41,68 +35,8 @@ def hold(*folders: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for folder in {folder.resolve(): folder for folder in folders}.values():
-            stack.enter_context(_locked(folder))
+            stack.enter_context(held(folder / LOCK, of=folder))
         yield
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = _open_locked(folder)
-    except OSError as error:
-        what = f"cannot be written to ({error.strerror})"
-        raise UserError(folder, what, "choose another --output") from None
-    try:
-        yield
-    finally:
-        if sys.platform == "win32":
-            file.close()  # an open file cannot be removed there
-        with contextlib.suppress(OSError):  # left behind, it keeps nobody out
-            (folder / LOCK).unlink()  # locked until then: no other run's
-        file.close()
-
-
-def _open_locked(folder: Path) -> TextIO:
-    """The lock file with this process's number in it.
-
-    A record lock: unlike one by flock, it is not passed on to forked loader processes, which may
-    live for seconds after a killed run.
-    """
-    while True:
-        file = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - stays open: the lock
-        try:
-            _lock(file, folder)
-            if _is_at(file, folder / LOCK):
-                file.truncate(0)
-                file.write(f"{os.getpid()}\n")
-                file.flush()
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()  # its owner has ended and removed it between the two steps
-
-
-def _lock(file: TextIO, folder: Path) -> None:
-    if sys.platform == "win32":
-        return
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a disk without locks
-            log.warning("%s cannot be locked (%s): start no other run there", folder, error)
-            return
-        file.seek(0)
-        what = f"in use by another run (process {file.read().strip() or 'unknown'})"
-        raise UserError(folder, what, "wait for its end, or choose another --output") from None
-
-
-def _is_at(file: TextIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def refuse_another_run(output: Path) -> None:

@@ -17,9 +17,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from common.artifacts import DISK_ERRORS, make_durable, sync_folder, told_as
-from common.cli import UserError, log
-from common.file_lock import InUseError, locked
+from common import recorded_files
+from common.artifacts import make_durable, read_json, sync_folder, told_as
+from common.cli import UserError
+from common.file_lock import held
 
 LOCK, EARLIER = "lock", "earlier"  # in the folder
 
@@ -43,41 +44,39 @@ class Staging:
         parent = self.output_path.parent
         missing = [folder for folder in (parent, *parent.parents) if not os.path.exists(folder)]
         with contextlib.ExitStack() as stack:
-            stack.callback(_remove_empty, missing)
-            is_locked = self._lock(stack)
+            stack.callback(_remove_empty, [self._folder, *missing])
+            is_locked = stack.enter_context(held(self._folder / LOCK, of=self.output_path))
             stack.callback(self._clear)
             if is_locked:
                 self._end_dead_run()
-            else:
-                text = "%s is on a disk without locks: start no other run to it"
-                log.warning(text, self.output_path)
             self._stack = stack.pop_all()
         return self
 
-    def _lock(self, stack: contextlib.ExitStack) -> bool:
-        try:
-            return stack.enter_context(locked(self._folder / LOCK))
-        except InUseError as error:
-            what = f"in use by another run (process {error})"
-            remedy = "wait for its end, or choose another --output"
-            raise UserError(self.output_path, what, remedy) from None
-        except OSError as error:
-            is_full = error.errno in DISK_ERRORS
-            remedy = "free some space there" if is_full else "choose another --output"
-            what = f"cannot be written ({error.strerror})"
-            raise UserError(self.output_path, what, remedy) from error
-
     def _end_dead_run(self) -> None:
         """Clears the folder; but a run that died while its files took their places had all of them
-        whole, so they go on to there first."""
+        whole, so they go on to there first. Older files that could not be moved back do so now."""
         earlier = self._folder / EARLIER
         if earlier.is_dir():
             names = {path.name for path in self._folder.iterdir()} - {LOCK, EARLIER}
             report = self.output_path.with_suffix(".json").name
             for name in sorted(names, key=lambda name: name == report):
                 _move(self._folder / name, self.output_path.with_name(name))
+            for path in self._missing(earlier):
+                _move(path, self.output_path.with_name(path.name))
             shutil.rmtree(earlier, ignore_errors=True)
         self._clear()
+
+    def _missing(self, earlier: Path) -> list[Path]:
+        """Files of `earlier` that the report in place tells of, or that no report replaced."""
+        missing = [p for p in earlier.iterdir() if not self.output_path.with_name(p.name).exists()]
+        report_path = self.output_path.with_suffix(".json")
+        if not report_path.is_file():
+            return missing
+        try:
+            report = read_json(report_path)
+        except UserError:  # damaged: it tells of nothing
+            return missing
+        return [path for path in missing if recorded_files.tells_of(report, path)]
 
     def _clear(self) -> None:
         for path in self._folder.iterdir():
@@ -158,7 +157,7 @@ def _move_back(source: Path, target: Path) -> None:
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    """Folders that were made for nothing, the innermost first."""
+    """The folder of the run, and those that were made for nothing, the innermost first."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()

@@ -151,7 +151,7 @@ def test_a_disk_without_locks_is_told_and_trained_on(tmp_path, monkeypatch, capl
     def no_locks(*arguments):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(run_folder.fcntl, "lockf", no_locks)
+    monkeypatch.setattr("fcntl.lockf", no_locks)
     with run_folder.hold(tmp_path):
         assert "cannot be locked" in caplog.text
     assert not list(tmp_path.iterdir())

@@ -109,6 +109,27 @@ def test_whenever_it_dies_a_report_lies_beside_its_own_files_only(tmp_path, monk
     assert not list(dead.glob(".*"))
 
 
+def test_what_could_not_be_moved_back_is_not_lost(tmp_path, monkeypatch):
+    """The next run puts it where it was, as the report in place tells of it."""
+    publish(tmp_path, "old")
+    before, calls = found(tmp_path), iter(range(99))
+
+    def replace(source, target):
+        if next(calls) >= 2:  # two of the older files have moved away by then
+            raise PermissionError(13, "Permission denied", str(source))
+        os.rename(source, target)
+
+    monkeypatch.setattr(staging_module.os, "replace", replace)
+    with pytest.raises(UserError, match="cannot be replaced"):
+        publish(tmp_path, "new")
+    assert found(tmp_path) != before
+    monkeypatch.undo()
+    with Staging(tmp_path / "out.mp4"):
+        assert found(tmp_path) == before
+    assert found(tmp_path) == before
+    assert not list(tmp_path.glob(".*"))
+
+
 @pytest.mark.parametrize("moves", range(MOVES))
 def test_what_cannot_take_its_place_leaves_all_as_it_was(tmp_path, monkeypatch, moves):
     publish(tmp_path, "old")
@@ -200,7 +221,7 @@ def test_without_locks_the_files_of_a_run_that_may_be_alive_stay(tmp_path, monke
     def unsupported(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("msvcrt.locking" if sys.platform == "win32" else "fcntl.flock", unsupported)
+    monkeypatch.setattr("msvcrt.locking" if sys.platform == "win32" else "fcntl.lockf", unsupported)
     with Staging(tmp_path / "out.mp4"):
         assert (tmp_path / ".out.run" / "out.csv").read_text() == "half"
     assert "start no other run to it" in caplog.text
