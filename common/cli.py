@@ -279,6 +279,14 @@ def fraction_below_one(text: str) -> float:
     return value
 
 
+def names(text: str) -> list[str]:
+    """`a, b` -> ["a", "b"]."""
+    found = [name for part in text.split(",") if (name := part.strip())]
+    if not found:
+        raise argparse.ArgumentTypeError("the list is empty; write names with commas between")
+    return found
+
+
 def positive_int_list(text: str) -> list[int]:
     """`1,2,4` -> [1, 2, 4], sorted and without repeats."""
     if not text.strip():

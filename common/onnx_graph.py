@@ -182,13 +182,11 @@ def _roi_align_to_onnx() -> Callable:
         features, rois, spatial_scale: float, pooled_height: int, pooled_width: int,
         sampling_ratio: int, aligned: bool,
     ):  # fmt: skip
-        if aligned:
-            raise NotImplementedError("the graph's regions are not aligned")
         return op.RoiAlign(
             features,
             op.Gather(rois, op.Constant(value_ints=[1, 2, 3, 4]), axis=1),
             op.Cast(op.Gather(rois, op.Constant(value_int=0), axis=1), to=onnx.TensorProto.INT64),
-            coordinate_transformation_mode="output_half_pixel",
+            coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
             output_height=pooled_height,
             output_width=pooled_width,
             sampling_ratio=max(0, sampling_ratio),

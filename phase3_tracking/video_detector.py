@@ -19,8 +19,6 @@ after the frames in work; what is saved by then can be played, and --resume goes
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +26,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase3_tracking/video_detector.py` finds common/
 
 from common import cli, paths
-from common.addresses import without_secrets
 from common.cli import UserError
 from phase3_tracking.backends import (
     BATCH_SIZE,
@@ -38,14 +35,11 @@ from phase3_tracking.backends import (
     load_backend,
     of_model,
 )
-from phase3_tracking.counting.counting import add_counting_arguments, counting_options
-from phase3_tracking.inputs.source_options import add_source_arguments, source_options
-from phase3_tracking.live import live_address
-from phase3_tracking.run_options import OutputOptions, RunOptions
+from phase3_tracking.run_arguments import add_run_arguments, track_inputs
+from phase3_tracking.run_options import RunOptions
 from phase3_tracking.trackers.tracker_options import (
     FRAME_RATE,
     TRACKERS,
-    add_tracker_arguments,
     build_tracker,
     smallest_confidence,
     tracker_settings,
@@ -240,54 +234,30 @@ class VideoDetector:
 
 def run(args: argparse.Namespace) -> int:
     """Checks what was asked for, loads the detector and does the work; the exit status."""
-    from phase3_tracking.inputs.sources import check_exists, demo_video, expand_inputs
-    from phase3_tracking.video_jobs import plan_jobs, run_jobs
+    from phase3_tracking.inputs.sources import demo_video, expand_inputs
 
-    outputs = OutputOptions(
-        counting=counting_options(args, with_video=not args.no_video),
-        video=not args.no_video,
-        draws_fps=not args.no_fps,
-    )
-    source = source_options(args)
-    if args.detections and source.resize:
+    if args.detections and args.resize:
         raise UserError("--resize", "would not fit the boxes of --detections", "leave it out")
-    if args.smooth and source.latency_mode:
-        raise UserError("--smooth", "needs the frames to come", "leave out --latency-mode")
     texts = expand_inputs(args.input) if args.input else [demo_video()]
-    if len(texts) == 1:  # of several, the others are worked on
-        check_exists(texts[0])
     if args.detections and len(texts) > 1:
         raise UserError("--detections", f"is of one video, not of {len(texts)}", "give one --input")
+    is_demo = not args.input and args.output is None
+    next_script = "phase3_tracking/evaluate_tracking" if is_demo else "phase4_deployment/export_all"
     made_of = args.detections or args.model_path or paths.BEST_MODEL
-    may_replace = args.overwrite or args.resume
-    jobs = plan_jobs(texts, args.output, outputs, made_of, may_replace=may_replace)
+    return track_inputs(args, texts, made_of, lambda: _load(args), f"python {next_script}.py")
+
+
+def _load(args: argparse.Namespace) -> VideoDetector:
     backend = load_backend(
         args.model_path, args.detections, args.device, args.precision, args.max_proposals
     )
-    detector = VideoDetector(
+    return VideoDetector(
         backend,
         args.confidence,
-        classes=[name.strip() for name in args.classes.split(",")] if args.classes else None,
+        classes=args.classes,
         batch_size=args.batch_size,
         **tracker_settings(args),
     )
-    with ExitStack() as stack:
-        if args.live is not None:
-            from phase3_tracking.live.live_view import LiveView
-
-            view = LiveView(args.live.host, args.live.port, title=without_secrets(texts[0]))
-            outputs = replace(outputs, live=stack.enter_context(view))
-        if args.show:
-            from phase3_tracking.live.display_window import DisplayWindow
-
-            window = DisplayWindow(without_secrets(texts[0]))
-            outputs = replace(outputs, window=stack.enter_context(window))
-        options = RunOptions(source, outputs, resumes=args.resume, smooths=args.smooth)
-        done = run_jobs(detector, jobs, options, made_of, strict=args.strict)
-    is_demo = not args.input and args.output is None
-    next_script = "phase3_tracking/evaluate_tracking" if is_demo else "phase4_deployment/export_all"
-    cli.finished([file for job in done for file in job.files], f"python {next_script}.py")
-    return cli.EXIT_OK if len(done) == len(jobs) else cli.EXIT_USER_ERROR
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -304,28 +274,11 @@ def build_parser() -> argparse.ArgumentParser:
         default=CONFIDENCE,
         help="smallest confidence kept; see also --tracker",
     )
-    parser.add_argument("--classes", help="comma separated names or category ids to keep")
-    parser.add_argument("--no-video", action="store_true", help="write tracks and report only")
     parser.add_argument(
-        "--no-fps",
-        action="store_true",
-        help="leave the speed of the run out of the video: equal runs then write equal files",
+        "--classes", type=cli.names, help="comma separated names or category ids to keep"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with what a stopped run has detected"
-    )
-    parser.add_argument(
-        "--live",
-        type=live_address.address,
-        metavar="[HOST:]PORT",
-        help="show the frames in a browser as they come (HOST: 127.0.0.1, this machine only)",
-    )
-    parser.add_argument("--show", action="store_true", help="show them in a window; q stops")
     add_detector_arguments(parser)
-    add_tracker_arguments(parser)
-    add_source_arguments(parser)
-    add_counting_arguments(parser)
+    add_run_arguments(parser)
     cli.add_common_arguments(
         parser,
         output=None,

@@ -92,33 +92,39 @@ def run_jobs(
     made_of: Path,
     *,
     strict: bool,
-) -> list[Job]:
+) -> tuple[list[Job], bool]:
     """Tracks every input; one that fails does not keep the others from their turn.
 
     Of several that are resumed, those that are done stay as they are, and those that never began
-    begin. Each failure is told in a line on stderr.
+    begin. Each failure is told in a line on stderr. A window that is closed ends them all.
 
     Args:
         strict: a video that is cut short is a failure.
 
     Returns:
-        The jobs that succeeded.
+        The jobs that left results, and whether another one failed.
 
     Raises:
         UserError: the only one failed.
     """
-    succeeded = []
+    succeeded, failed = [], False
     for job in jobs:
+        is_closed = False
         try:
             with _resume_is_told(job):
-                _run(detector, job, _options_of(job, jobs, options), made_of, strict=strict)
+                its_options = _options_of(job, jobs, options)
+                is_closed = _run(detector, job, its_options, made_of, strict=strict)
         except UserError as error:
             if len(jobs) == 1:
                 raise
             sys.stderr.write(f"error: {error}\n")
+            failed = True
         else:
             succeeded.append(job)
-    return succeeded
+        if is_closed:
+            _tell_resume(job)
+            break
+    return succeeded, failed
 
 
 def _options_of(job: Job, jobs: Sequence[Job], options: "RunOptions") -> "RunOptions | None":
@@ -135,15 +141,17 @@ def _run(
     made_of: Path,
     *,
     strict: bool,
-) -> None:
+) -> bool:
+    """Tracks one input; True when its window was closed before the end."""
     if options is None:
         log.info("%s is done already", paths.display(job.text))
-        return
+        return False
     job.check([])  # others may have come there since all were planned
     report = detector.process_video(job.text, job.output_path, options, inputs=[made_of])
     if strict and report["truncated"]:
         name, what = without_secrets(job.text), run_report.cut_short(report)
         raise UserError(name, what, "replace it, or leave out --strict")
+    return not report["complete"]  # a signal is an exception
 
 
 @contextmanager
@@ -152,7 +160,11 @@ def _resume_is_told(job: Job) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Terminated):
-        if log_file(job.output_path).exists():
-            command = environment.command_line(without=("--overwrite", "--resume"))
-            log.warning("Go on with: %s --resume", command)
+        _tell_resume(job)
         raise
+
+
+def _tell_resume(job: Job) -> None:
+    if log_file(job.output_path).exists():
+        command = environment.command_line(without=("--overwrite", "--resume"))
+        log.warning("Go on with: %s --resume", command)

@@ -1,6 +1,6 @@
 """Lines and zones in a picture: how they are written on the command line and where they lie.
 
-    --line 100,400,900,400          pixels of the source frame, x to the right and y down
+    --line 100,400,900,400          pixels of the frame (after --resize), x right and y down
     --line gate:0.1,0.5,0.9,0.5     the same as shares of width and height, with a name
     --zone "car park:0,0,0.5,0,0.5,1,0,1"
 

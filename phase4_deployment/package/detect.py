@@ -17,8 +17,6 @@ is saved by then can be played, and --resume goes on from there.
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -29,11 +27,8 @@ try:
     from common.cli import UserError
     from common.onnx_detector import PROVIDERS
     from phase3_tracking.backends import BATCH_SIZE, PRECISIONS, load_backend
-    from phase3_tracking.counting.counting import add_counting_arguments, counting_options
-    from phase3_tracking.inputs.source_options import add_source_arguments, source_options
-    from phase3_tracking.live import live_address
-    from phase3_tracking.run_options import OutputOptions, RunOptions
-    from phase3_tracking.trackers.tracker_options import add_tracker_arguments, tracker_settings
+    from phase3_tracking.run_arguments import add_run_arguments, track_inputs
+    from phase3_tracking.trackers.tracker_options import tracker_settings
     from phase3_tracking.video_detector import CONFIDENCE, VideoDetector
 except (ImportError, SyntaxError, ValueError):  # a damaged file: say which, not only the first
     from phase4_deployment.package.file_check import file_findings
@@ -57,42 +52,22 @@ def detect(args: argparse.Namespace) -> int:
     pictures = pictures_among(texts)
     if pictures:
         return detect_pictures(args, pictures)
-    return track_videos(args, texts)
+    is_live = not Path(texts[0]).exists()
+    return track_inputs(args, texts, args.model, lambda: load_detector(args, is_live=is_live), None)
 
 
 def detect_pictures(args: argparse.Namespace, files: Sequence[Path]) -> int:
     """Copies with boxes, and detections.json, in the folder --output."""
     from phase4_deployment.package import picture_results
 
-    if args.live is not None:
-        raise UserError("--live", "shows videos, cameras and addresses", "leave it out")
+    for option, given in (("--live", args.live is not None), ("--show", args.show)):
+        if given:
+            raise UserError(option, "shows videos, cameras and addresses", "leave it out")
     picture_results.check_output(args.output, files, replace=args.overwrite)
     detector = load_detector(args, is_live=False)
     saved = picture_results.detect_pictures(detector, files, args.output, args.model)
     cli.finished(saved, None)
     return cli.EXIT_OK
-
-
-def track_videos(args: argparse.Namespace, texts: Sequence[str]) -> int:
-    """What phase 3 makes of videos, cameras and addresses."""
-    from phase3_tracking.video_jobs import plan_jobs, run_jobs
-
-    source = source_options(args)
-    with_video = not args.no_video
-    outputs = OutputOptions(counting_options(args, with_video=with_video), video=with_video)
-    may_replace = args.overwrite or args.resume
-    jobs = plan_jobs(texts, args.output, outputs, args.model, may_replace=may_replace)
-    detector = load_detector(args, is_live=not Path(texts[0]).exists())
-    with ExitStack() as stack:
-        if args.live is not None:
-            from phase3_tracking.live.live_view import LiveView
-
-            view = LiveView(args.live.host, args.live.port, title=texts[0])
-            outputs = replace(outputs, live=stack.enter_context(view))
-        options = RunOptions(source, outputs, resumes=args.resume, smooths=args.smooth)
-        done = run_jobs(detector, jobs, options, args.model, strict=args.strict)
-    cli.finished([file for job in done for file in job.files], None)
-    return cli.EXIT_OK if len(done) == len(jobs) else cli.EXIT_USER_ERROR
 
 
 def load_detector(args: argparse.Namespace, *, is_live: bool) -> VideoDetector:
@@ -107,7 +82,7 @@ def load_detector(args: argparse.Namespace, *, is_live: bool) -> VideoDetector:
     return VideoDetector(
         load_backend(args.model, None, args.device, PRECISIONS[0]),
         args.confidence,
-        classes=[name.strip() for name in args.classes.split(",")] if args.classes else None,
+        classes=args.classes,
         batch_size=args.batch_size or measured or BATCH_SIZE,
         **tracker_settings(args),
     )
@@ -145,22 +120,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, default=OUTPUT, help="folder, or for one video an .mp4"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace existing results")
     _add_detector_arguments(parser)
-    add_tracker_arguments(parser)
-    add_source_arguments(parser)
-    add_counting_arguments(parser)
-    group = parser.add_argument_group("videos")
-    group.add_argument("--no-video", action="store_true", help="write tracks and report only")
-    group.add_argument(
-        "--resume", action="store_true", help="go on with what a stopped run has detected"
-    )
-    group.add_argument(
-        "--live",
-        type=live_address.address,
-        metavar="[HOST:]PORT",
-        help="show the frames in a browser as they come (HOST: 127.0.0.1, this machine only)",
-    )
+    add_run_arguments(parser)
     group = parser.add_argument_group("common")
     group.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -176,7 +137,9 @@ def _add_detector_arguments(parser: argparse.ArgumentParser) -> None:
         default=CONFIDENCE,
         help="smallest confidence kept; see also --tracker",
     )
-    group.add_argument("--classes", help="comma separated names or category ids to keep")
+    group.add_argument(
+        "--classes", type=cli.names, help="comma separated names or category ids to keep"
+    )
     group.add_argument(
         "--device",
         choices=PROVIDERS,

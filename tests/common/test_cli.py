@@ -245,6 +245,7 @@ def test_the_command_line_needs_no_torch():
         (cli.fraction, "0", 0.0),
         (cli.fraction, "1", 1.0),
         (cli.positive_int_list, "4, 1,2,1", [1, 2, 4]),
+        (cli.names, "person, traffic light,", ["person", "traffic light"]),
     ],
 )
 def test_accepted_values(convert, text, value):
@@ -269,6 +270,8 @@ def test_accepted_values(convert, text, value):
         (cli.positive_int_list, "1,,2"),
         (cli.positive_int_list, "0,1"),
         (cli.positive_int_list, "a,b"),
+        (cli.names, ""),
+        (cli.names, " , "),
     ],
 )
 def test_refused_values(convert, text):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from phase3_tracking import video_detector
+from phase3_tracking import run_arguments, video_detector
 from phase3_tracking.inputs.source_options import NetworkLimits, source_options
+from phase3_tracking.live import display_window
 from phase3_tracking.run_options import OutputOptions
 from phase3_tracking.video_jobs import plan_jobs
 from tests.phase3_tracking.made_videos import encode
@@ -86,7 +87,7 @@ def test_strict_counts_as_one_failure_of_several(tmp_path, monkeypatch, capsys):
 def test_strict_tells_of_a_lost_stream_without_its_password(tmp_path, monkeypatch, capsys):
     """Half of a stream, and then nobody answers."""
     monkeypatch.setattr(
-        video_detector, "source_options", lambda args: replace(source_options(args), network=FAST)
+        run_arguments, "source_options", lambda args: replace(source_options(args), network=FAST)
     )
     images = [frame(index) for index in range(30)]
     options = {"g": "5"}
@@ -147,6 +148,32 @@ def test_p3_29_one_older_result_stops_all_before_anything_is_done(tmp_path, monk
     assert "b_tracked.csv: exists already" in capsys.readouterr().err
     assert [path.read_text() for path in out.iterdir()] == ["mine"]
     assert model.frames == []
+
+
+def test_a_closed_window_ends_all(tmp_path, monkeypatch, capsys):
+    """As q does: what was seen is kept, the next input does not begin, and a hint says how to."""
+
+    class Closed:
+        def __init__(self, title):
+            assert "secret" not in title
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def show(self, frame_bgr) -> bool:
+            return False
+
+    monkeypatch.setattr(display_window, "DisplayWindow", Closed)
+    videos = [write_video(tmp_path / f"{name}.mp4", 12) for name in "ab"]
+    out = tmp_path / "out"
+    assert run(monkeypatch, "--input", *videos, "--output", out, "--show", "--batch-size", 1) == 0
+    assert "Go on with: " in capsys.readouterr().out
+    content = report(out / "a_tracked.json")
+    assert (content["complete"], content["frames_written"]) == (False, 1)
+    assert not list(out.glob("b*"))
 
 
 def test_resume_goes_on_with_the_one_that_was_stopped(tmp_path, monkeypatch, capsys):

@@ -273,6 +273,7 @@ def test_other_boxes_than_the_golden_ones_are_told(run, damaged):
         (["--input", "picture.png", "--output", "a.mp4"], "a.mp4: is a file"),
         (["--input", "picture.png", "--output", "."], "is the folder of the input"),
         (["--input", "picture.png", "--live", "8000"], "--live: shows videos, cameras and"),
+        (["--input", "picture.png", "--show"], "--show: shows videos, cameras and"),
         (["--input", "picture.png", "--live", "here"], "'here' has no port number"),
         (["--input", "picture.png", "--device", "tpu"], "--device: "),
         (["--input", "picture.png", "--imput", "x"], "did you mean --input?"),
