@@ -152,7 +152,9 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def is_result_of(report_path: Path, text: str) -> bool:
-    """Whether an earlier run on the same file left this report."""
-    if not report_path.is_file():
+    """Whether an earlier run on the same file or folder left this report; what a camera shows is
+    never the same again."""
+    if not report_path.is_file() or not Path(text).exists():
         return False
-    return paths.display(text) in artifacts.read_json(report_path).get("inputs", {})
+    video = artifacts.read_json(report_path).get("video")
+    return isinstance(video, dict) and video.get("name") == paths.display(Path(text))

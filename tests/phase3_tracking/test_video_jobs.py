@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import pytest
 
 from phase3_tracking import run_arguments, video_detector
@@ -215,3 +216,14 @@ def test_a_job_is_done_when_its_own_input_was_gone_through(tmp_path, monkeypatch
     content = report(tmp_path / "out.json") | {"complete": False}
     (tmp_path / "out.json").write_text(json.dumps(content))
     assert not job.is_done
+
+
+def test_a_folder_of_pictures_is_known_again(tmp_path, monkeypatch):
+    pictures, out = tmp_path / "pictures", tmp_path / "out.mp4"
+    pictures.mkdir()
+    for number in range(3):
+        cv2.imwrite(str(pictures / f"{number}.png"), frame(number))
+    (job,) = plan_jobs([str(pictures)], out, OutputOptions(), tmp_path / "m", may_replace=True)
+    assert not job.is_done
+    assert run(monkeypatch, "--input", pictures, "--output", out) == 0
+    assert job.is_done
