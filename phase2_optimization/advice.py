@@ -82,6 +82,8 @@ def _on_reading(label: str, waiting: float, loaders: int) -> Iterator[str]:
     if waiting <= DATA_WAIT_SHARE or (label == "training" and needed <= loaders):
         return
     remedy = "reading them ahead, on a core that is free, would hide that"
+    if needed > 1:  # one core alone reads as long as before
+        remedy = f"reading them ahead, on {needed} cores that are free, would hide it all"
     if label == "training":
         remedy = (
             f"train.py reads ahead in {loaders} process{'es' if loaders > 1 else ''} by default, "
@@ -155,14 +157,14 @@ def _smaller(label: str, part: Part, setting: Setting) -> str:
 
 def _on_roofline(found: Part, who: str, smaller: str, can_grow: bool) -> Iterator[str]:
     arithmetic = (
-        f"{found['arithmetic_ms']:.0f} ms for arithmetic, at the {found['peak_gflop_s']:.0f} "
-        "GFLOP/s measured here"
+        f"at least {found['arithmetic_ms']:.0f} ms for arithmetic, at the "
+        f"{found['peak_gflop_s']:.0f} GFLOP/s measured here"
     )
-    memory = (
-        f"{found['memory_ms']:.0f} ms for moving data, at the {found['copy_gb_s']:.1f} GB/s "
+    memory = (  # caches may serve some of it
+        f"up to {found['memory_ms']:.0f} ms for moving data, at the {found['copy_gb_s']:.1f} GB/s "
         "measured here"
     )
-    spent = f"of {found['measured_ms']:.0f} ms {who} at least"
+    spent = f"of {found['measured_ms']:.0f} ms {who}"
     less = f"what helps is less of it ({smaller})"
     if found["bound"] == "arithmetic":
         yield f"compute-bound: {spent} {arithmetic}; {less}."

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.cli import log
-from common.comparison import MIN_ROUNDS
+from common.comparison import MIN_ROUNDS, interval_text
 from phase2_optimization.amp_inference import STOCK
 
 Report = Mapping[str, Any]
@@ -205,11 +205,8 @@ def _inference(row: Mapping[str, Any]) -> str:
 
 
 def _times(ratio: Mapping[str, Any]) -> str:
-    """1.66x [1.62, 1.68]; without the interval where there is none."""
-    if ratio["ci95"] is None:
-        return f"{ratio['ratio']:.2f}x"
-    low, high = ratio["ci95"]
-    return f"{ratio['ratio']:.2f}x [{low:.2f}, {high:.2f}]"
+    """1.66x [1.62, 1.68]."""
+    return interval_text(ratio["ratio"], ratio["ci95"], "x")
 
 
 def _change(difference: Mapping[str, Any], metric: str) -> str:
@@ -276,7 +273,7 @@ def _cell(ratio: Mapping[str, Any] | None, rounds: int) -> str:
     """A ratio of so many rounds, of which few carry no interval."""
     if ratio is None or ratio["ratio"] is None:
         return NOTHING
-    return _times({**ratio, "ci95": ratio["ci95"] if rounds >= MIN_ROUNDS else None})
+    return _times(ratio) if rounds >= MIN_ROUNDS else f"{ratio['ratio']:.2f}x"
 
 
 def _range(values: Mapping[str, Any] | None) -> str:

@@ -1,15 +1,17 @@
 """Arithmetic: what a step holds, and the most this very machine was seen to do in a second."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from common import timing
+from common.winograd import STEP
 
 COUNTED = (
     "convolutions and matrix products of one of torchvision's own steps, forward and backward, a "
@@ -37,6 +39,22 @@ def count_flops(work: Callable[[], object]) -> dict[str, int]:
         work()
     counts = counter.get_flop_counts().get("Global", {})
     return {str(operation).removeprefix("aten."): flops for operation, flops in counts.items()}
+
+
+@register_flop_formula(torch.ops.detection.winograd_conv2d)
+def winograd_flops(x: Sequence[int], kernel: Sequence[int], bias: Sequence[int], **_: Any) -> int:
+    """Of the matrix products that the operator of `common.winograd` makes: both transforms of the
+    tiles and, at every place of a tile, the channels. The kernel was transformed before.
+
+    Args:
+        x, kernel, bias: shapes, [B, C, H, W], [36, C, C'] and [C'].
+    """
+    batch, channels, height, width = x
+    places, channels_out = kernel[0], kernel[2]
+    tiles = batch * -(-height // STEP) * -(-width // STEP)
+    to_products = places * places * channels
+    from_products = STEP * STEP * places * channels_out
+    return 2 * tiles * (to_products + places * channels * channels_out + from_products)
 
 
 @torch.no_grad()

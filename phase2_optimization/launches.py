@@ -5,6 +5,7 @@ operations of a step, as what a GPU would have to do.
 """
 
 import itertools
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -114,7 +115,7 @@ def _gaps(busy: Sequence[tuple[float, float]], wait_ends: Sequence[float]) -> tu
     return after_syncs, between_launches
 
 
-class OperatorMode(TorchDispatchMode):
+class OperatorMode(TorchDispatchMode, ABC):
     """Sees every operation that runs on a device inside a `with` block, taken apart where it is a
     compound one; what runs on the CPU beside a GPU (decoding, say) is not seen."""
 
@@ -122,9 +123,9 @@ class OperatorMode(TorchDispatchMode):
         super().__init__()
         self._device = device
 
+    @abstractmethod
     def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """Called after each operation, for those that inherit."""
-        raise NotImplementedError
+        """Called after each operation."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -8,7 +8,7 @@ import torch
 
 from common import artifacts, environment
 from common.cli import log
-from common.comparison import TOO_FEW
+from common.comparison import TOO_FEW, interval_text
 from phase2_optimization import advice, flops, memory_timeline, profile_trace, roofline
 from phase2_optimization.profiling import Profile
 
@@ -125,17 +125,17 @@ def _log_stages(name: str, part: dict[str, Any], device: torch.device) -> None:
 
 def speed_in_words(stock: dict[str, Any]) -> str:
     """How many times as fast as torchvision's own step, and whether that can be told."""
-    speedup = stock["speedup"]
-    told = f"{speedup['ratio']:.2f}x the speed of {stock['description']}"
-    if speedup["ci95"] is None:
-        return f"{told}; one step each has no interval and cannot tell speeds apart"
+    speedup, description = stock["speedup"], stock["description"]
     if speedup["verdict"] == TOO_FEW:
-        return f"{told}; that cannot be told from chance: {TOO_FEW}"
-    low, high = speedup["ci95"]
-    noise_low, noise_high = speedup["noise"]["ci95"]
+        why = f"that cannot be told from chance: {TOO_FEW}"
+        if speedup["ci95"] is None:
+            why = "one step each has no interval and cannot tell speeds apart"
+        return f"{speedup['ratio']:.2f}x the speed of {description}; {why}"
+    told, noise = (
+        interval_text(each["ratio"], each["ci95"], "x") for each in (speedup, speedup["noise"])
+    )
     return (
-        f"{told} [{low:.2f}, {high:.2f}], where two equal ones are [{noise_low:.2f}, "
-        f"{noise_high:.2f}]: {speedup['verdict']}"
+        f"{told} the speed of {description}, where two equal ones are {noise}: {speedup['verdict']}"
     )
 
 
@@ -161,5 +161,5 @@ def roofline_in_words(found: dict[str, Any]) -> str:
         f"roofline: {intensity:.0f} FLOP per byte moved, where {found['peak_gflop_s']:.0f} GFLOP/s "
         f"and {found['copy_gb_s']:.1f} GB/s balance at {found['balance_flop_per_byte']:.0f}; of "
         f"{found['measured_ms']:.0f} ms arithmetic needs {found['arithmetic_ms']:.0f} and moving "
-        f"data {found['memory_ms']:.0f}: {BOUNDS[found['bound']]}"
+        f"data up to {found['memory_ms']:.0f}: {BOUNDS[found['bound']]}"
     )

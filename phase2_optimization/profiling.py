@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from common.comparison import compare
 from common.fastpath_boxes import replaced
 from common.gpu_state import gpu_state, warnings_from
 from common.models import LoadedModel
-from common.processor_share import waiting_told
+from common.processor_share import UNDISTURBED, ProcessorShare, waiting_told
 from phase2_optimization import flops, profile_steps, profile_trace
-from phase2_optimization.advice import UNDISTURBED, Setting, setting_of
+from phase2_optimization.advice import Setting, setting_of
 from phase2_optimization.launches import OperationCounter, device_activity
 from phase2_optimization.profile_steps import Arm, name_of
 from phase2_optimization.roofline import OperatorTraffic, measure_copy, roofline
@@ -177,7 +176,7 @@ def measure_pair(
         `images_per_s`, and under `stock` the same of the other arm and how many times as fast as
         it the first one is: `speedup`, of `common.comparison.compare`, whose `ci95` and `noise` are
         None where there is one step only. `processor_share`, on the CPU: the share of the time in
-        which the main thread ran.
+        which the main thread ran, see `common.processor_share`.
 
     Raises:
         UserError: no step has a time to be believed.
@@ -190,12 +189,10 @@ def measure_pair(
         by_stage = {f"{name} by stage": calls[name] for name in ("own", "stock")}
         whole = {name: partial(arm.step, _free_clock(device)) for name, arm in arms.items()}
         calls = {**whole, **by_stage}
-    started, worked = perf_counter(), thread_time()
-    times_ms = timing.measure_interleaved(
-        calls, rounds=steps, warmup=0, device=device, seed=seed % 2**32
-    )
-    # Beside a GPU, the host has reason to wait.
-    share = (thread_time() - worked) / (perf_counter() - started) if on_cpu else None
+    with ProcessorShare(device) as processor:
+        times_ms = timing.measure_interleaved(
+            calls, rounds=steps, warmup=0, device=device, seed=seed % 2**32
+        )
     if not len(times_ms["own"]):
         raise UserError("the clock", "went back in every round", "measure again")
     mine, other = (
@@ -203,10 +200,8 @@ def measure_pair(
         for name in ("own", "stock")
     )
     compared = compare(times_ms["stock"], times_ms["own"], times_ms["again"], seed % 2**32)
-    speedup = compared.as_dict()
-    if len(times_ms["own"]) == 1:  # without a spread there is no interval
-        speedup |= {"ci95": None, "noise": None}
-    return {**mine, "stock": {**other, "speedup": speedup}, "processor_share": share}
+    other["speedup"] = compared.as_dict()
+    return {**mine, "stock": other, "processor_share": processor.share}
 
 
 def _staged_step(arm: Arm, clock: StageClock) -> None:
@@ -308,7 +303,7 @@ def _roofline(
     stages = None if part["device_activity"] else NETWORKS
     is_work = part["device_activity"] is not None
     if device.type == "cpu":
-        is_work = part["processor_share"] >= UNDISTURBED
+        is_work = (part["processor_share"] or 0.0) >= UNDISTURBED  # None: the clock went back
     with arm.watch(clock), OperatorTraffic(device, clock, stages) as traffic:
         arm.step(clock)
     gflop_s = peak[name_of(arm.dtype)]["gflop_s"]

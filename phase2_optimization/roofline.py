@@ -1,10 +1,11 @@
 """What bounds the operators of a step: arithmetic, moving their data, or neither (roofline model).
 
 An operator with F floating-point operations over B bytes has the intensity F / B. A machine that
-makes P of them and moves W bytes a second needs at least max(F / P, B / W) seconds for it; the
-intensity P / W, its balance, parts operators that arithmetic holds up from those that memory does
-(Williams, Waterman & Patterson 2009, https://doi.org/10.1145/1498765.1498785). P and W are measured
-here and now, F and B follow from the shapes.
+makes P of them and moves W bytes a second needs at least F / P seconds for the arithmetic, and up
+to B / W for the data: less where caches hold some of it. The intensity P / W, its balance, parts
+operators that arithmetic holds up from those that memory may (Williams, Waterman & Patterson 2009,
+https://doi.org/10.1145/1498765.1498785). P and W are measured here and now, W with tensors that no
+cache holds; F and B follow from the shapes.
 """
 
 import math
@@ -23,7 +24,8 @@ from phase2_optimization.launches import OperatorMode, name_of_operator, tensors
 from phase2_optimization.stages import StageClock
 
 COUNTED = (
-    "of the profiled step itself: floating-point operations of convolutions and matrix products; "
+    "of the profiled step itself: floating-point operations of convolutions and matrix products, "
+    "of a Winograd convolution those that it makes, transforms included; "
     "bytes of every tensor that an operator reads or writes, once each, from the shapes. Views and "
     "allocation move nothing; of a tensor that is indexed only what is picked counts. What an "
     "operator moves besides (scratch memory, another layout) is not seen, and caches may serve "
@@ -31,7 +33,7 @@ COUNTED = (
 )
 COPY_MIB, SMALLEST_COPY_MIB = 256, 16  # beyond the caches of most machines
 MAJORITY = 0.5  # of the measured time: what takes more of it is called the bound
-SLACK = 1.1  # times the measured time; an estimate beyond it is wrong, as caches were faster
+SLACK = 1.1  # times the measured time; an estimate beyond it is wrong, whichever part of it
 LISTED = 8  # operators in the report
 
 NO_TRAFFIC = frozenset(
@@ -126,14 +128,23 @@ def measure_copy(device: torch.device, mib: int = COPY_MIB) -> float:
     Args:
         mib: of the tensor; where two of them do not fit, smaller ones are taken.
     """
+    while (seconds := _copy_s(device, mib)) is None:
+        mib //= 4
+    return 2 * mib * timing.MIB / seconds / 1e9
+
+
+def _copy_s(device: torch.device, mib: int) -> float | None:
+    """Seconds of the fastest copy; None where it does not fit and a smaller one may.
+
+    A function of its own, so that nothing of a copy that failed is held during the next.
+    """
     try:
         source = torch.zeros(mib * timing.MIB, dtype=torch.uint8, device=device)
-        seconds = fastest_s(partial(torch.empty_like(source).copy_, source), device)
+        return fastest_s(partial(torch.empty_like(source).copy_, source), device)
     except RuntimeError as error:
         if mib > SMALLEST_COPY_MIB and timing.is_out_of_memory(error):
-            return measure_copy(device, mib // 4)
+            return None
         raise
-    return 2 * source.numel() / seconds / 1e9
 
 
 # --- the model ----------------------------------------------------------------------------------
@@ -147,7 +158,7 @@ def roofline(
     *,
     is_work: bool = True,
 ) -> dict[str, Any]:
-    """The least time operators need on a machine, against the time they took.
+    """The time operators need on a machine by its rates, against the time they took.
 
     Args:
         calls: what was done in the measured time.
@@ -157,9 +168,9 @@ def roofline(
     Returns:
         The three; `balance_flop_per_byte` of the machine; `gflop` and `gb` (10**9) of all calls and
         their `intensity_flop_per_byte`; `arithmetic_ms`, the least time of the operators above the
-        balance, `memory_ms`, that of those below, and `rest_ms`, what is left of `measured_ms`
-        (below 0: caches were faster than the copy); `bound`, see `what_bounds`; and the
-        `operators` that need most time.
+        balance, `memory_ms`, up to which those below need (caches are faster than the copy), and
+        `rest_ms`, what is left of `measured_ms` (below 0: the estimate is too high); `bound`, see
+        `what_bounds`; and the `operators` with most of this time, each with its `roof_ms`.
     """
     of_side: dict[str, float] = defaultdict(float)
     of_operator: dict[str, float] = defaultdict(float)
@@ -185,7 +196,7 @@ def roofline(
                 "name": name,
                 "calls": len(by_operator[name]),
                 **_totals(by_operator[name]),
-                "least_ms": ms,
+                "roof_ms": ms,
             }
             for name, ms in sorted(of_operator.items(), key=lambda item: -item[1])[:LISTED]
         ],
@@ -196,23 +207,24 @@ def what_bounds(arithmetic_ms: float, memory_ms: float, measured_ms: float) -> s
     """Which takes more than half of the measured time.
 
     Returns:
-        "arithmetic" or "memory": the operators on that side of the balance cannot be faster on
-        this machine than that; "neither": most of the time is needed for neither; "both": only
-        together they take more than half; "unknown": memory would, but the estimate exceeds what
-        was measured, so that caches must have served what was taken for moved.
+        "arithmetic": the operators above the balance cannot be faster on this machine than that;
+        "memory": those below take up to that, if no cache serves them; "neither": most of the time
+        is needed for neither; "both": only together they take more than half; "unknown": the
+        estimate exceeds what was measured, so that it is wrong: caches served what was taken for
+        moved, or the rate of arithmetic was measured at a slower moment.
     """
     arithmetic, memory = arithmetic_ms / measured_ms, memory_ms / measured_ms
+    if arithmetic + memory > SLACK:  # as of arithmetic alone
+        return "unknown"
     if arithmetic > MAJORITY:
         return "arithmetic"
-    if arithmetic + memory > SLACK:
-        return "unknown"
     if memory > MAJORITY:
         return "memory"
     return "both" if arithmetic + memory > MAJORITY else "neither"
 
 
 def _roof(call: Call, peak_gflop_s: float, copy_gb_s: float) -> tuple[str, float]:
-    """The side of the balance a call is on, and its least milliseconds."""
+    """The side of the balance a call is on, and its milliseconds at the rate of that side."""
     arithmetic_ms = call.flops / peak_gflop_s / 1e6
     memory_ms = call.moved_bytes / copy_gb_s / 1e6
     if arithmetic_ms > memory_ms:

@@ -135,9 +135,17 @@ def _gain(row: Row, baseline: Row | None) -> tuple[str, ...]:
         *(number(dig(row, "latency_ms", key), 1) for key in ("p50", "p90", "p99")),
         number(dig(row, "throughput_img_s"), 1),
         "baseline" if row is baseline else interval(dig(row, "speedup")),
-        number(dig(row, "step", "ratio")),
+        _step(dig(row, "step")),
         _verdict(row),
     )
+
+
+def _step(step: Any) -> str:
+    """What the technique alone has bought, and the verdict where that is not told."""
+    ratio, verdict = interval(step), dig(step, "verdict")
+    if ratio == NOTHING or verdict in (None, "faster", "slower"):
+        return ratio
+    return f"{ratio}, {verdict}"
 
 
 def _verdict(row: Row) -> str:

@@ -206,6 +206,28 @@ def test_a_profile_says_in_which_precision_where_it_knows():
     ]
 
 
+def test_what_a_rung_alone_buys_has_its_interval_and_says_where_it_is_not_told():
+    benchmark = made_up_reports.benchmark()
+    rows = [row for row in benchmark["results"] if row["batch_size"] == 4]
+    untold = {"over": rows[1]["variant"], "ratio": 1.04, "ci95": [0.97, 1.11]}
+    rows[1]["step"] = {"over": rows[0]["variant"], "ratio": 1.12, "ci95": [1.08, 1.17]} | {
+        "verdict": "faster"
+    }
+    rows[2]["step"] = {**untold, "verdict": "within noise"}
+    rows[3]["step"] = {**untold, "ci95": None, "verdict": "too few rounds to tell"}
+    rows[4]["step"] = {**untold, "ratio": 0.8, "ci95": [0.75, 0.85], "verdict": "slower"}
+    (table, _) = (b for b in speed.speedup_section(benchmark).blocks if isinstance(b, Table))
+    column = table.columns.index("Over the rung below")
+    assert [row[column] for row in table.rows] == [
+        "–",
+        "1.12x (1.08 to 1.17)",
+        "1.04x (0.97 to 1.11), within noise",
+        "1.04x, too few rounds to tell",
+        "0.80x (0.75 to 0.85)",
+        "–",
+    ]
+
+
 def test_the_headline_takes_only_results_that_hold():
     benchmark = made_up_reports.benchmark()
     row = speed.fastest(benchmark)

@@ -68,6 +68,12 @@ def test_reading_that_is_not_hidden_has_a_bound_and_a_number_of_loader_processes
         "inference: loader-bound where nothing reads ahead, as here: the images take 50% of the "
         "step; reading them ahead, on a core that is free, would hide that: at most 2.00x."
     )
+    # 7 s of reading against 3 s of detecting: one core alone would give 1 / 0.7
+    (inference,) = advise(part(), part({"data wait": 0.7, "backbone": 0.3}))
+    assert inference == (
+        "inference: loader-bound where nothing reads ahead, as here: the images take 70% of the "
+        "step; reading them ahead, on 3 cores that are free, would hide it all: at most 3.33x."
+    )
 
 
 @pytest.mark.parametrize(("loaders", "told"), [(1, True), (2, True), (3, False), (4, False)])
@@ -162,23 +168,23 @@ def test_an_idle_gpu_is_sync_bound_where_the_host_had_waited():
         ),
         (
             "memory",
-            "memory-bound: of 90 ms the networks need at least 20 ms for moving data, at the 12.3 "
+            "memory-bound: of 90 ms the networks need up to 20 ms for moving data, at the 12.3 "
             "GB/s measured here; what helps is less of it (smaller images, a lighter "
             "architecture, --amp bf16).",
         ),
         (
             "both",
             "bound by arithmetic and memory: of 90 ms the networks need at least 60 ms for "
-            "arithmetic, at the 57 GFLOP/s measured here, and 20 ms for moving data, at the 12.3 "
-            "GB/s measured here; what helps is less of it (smaller images, a lighter "
+            "arithmetic, at the 57 GFLOP/s measured here, and up to 20 ms for moving data, at the "
+            "12.3 GB/s measured here; what helps is less of it (smaller images, a lighter "
             "architecture, --amp bf16).",
         ),
         (
             "neither",
             "neither compute- nor memory-bound: of 90 ms the networks need at least 60 ms for "
-            "arithmetic, at the 57 GFLOP/s measured here, and 20 ms for moving data, at the 12.3 "
-            "GB/s measured here; the rest goes into operators that reach neither and into what "
-            "lies between them; whether a larger --batch-size helps, a second profile tells.",
+            "arithmetic, at the 57 GFLOP/s measured here, and up to 20 ms for moving data, at the "
+            "12.3 GB/s measured here; the rest goes into operators that reach neither and into "
+            "what lies between them; whether a larger --batch-size helps, a second profile tells.",
         ),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from common.winograd import TILE, winograd_conv2d
 from phase2_optimization import flops
 from phase2_optimization.flops import count_flops, measure_peak
 
@@ -43,6 +44,29 @@ def test_a_training_step_adds_the_gradients_of_weights_and_inputs():
         "addmm": LAYER,
         "mm": 2 * LAYER,
     }
+
+
+def winograd_inputs(batch, channels, height, width, channels_out):
+    x = torch.rand(batch, channels, height, width)
+    return x, torch.rand(TILE**2, channels, channels_out), torch.rand(channels_out)
+
+
+def test_a_winograd_convolution_counts_what_it_makes():
+    """3 x 4 tiles cover 9 x 13 pixels: 36 x 36 to transform each of 5 channels, 36 places of 5 x 7
+    products, and 16 x 36 to transform each of 7 channels back. The direct sum has 2 * 9 * 5 * 7
+    at every pixel."""
+    inputs = winograd_inputs(2, 5, 9, 13, 7)
+    counts = count_flops(lambda: winograd_conv2d(*inputs))
+    assert counts == {"detection.winograd_conv2d": 2 * 24 * (6480 + 1260 + 4032)}
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 4), (5, 8), (33, 130)])
+def test_a_winograd_convolution_counts_what_its_body_does(height, width):
+    """In as many bands as it takes: the products inside, seen one by one."""
+    inputs = winograd_inputs(2, 9, height, width, 6)
+    inside = count_flops(lambda: winograd_conv2d._init_fn(*inputs))
+    assert inside.keys() == {"mm", "bmm"}
+    assert sum(count_flops(lambda: winograd_conv2d(*inputs)).values()) == sum(inside.values())
 
 
 def test_work_without_products_counts_nothing():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common import inference_ops
-from phase2_optimization.launches import OperationCounter, device_activity
+from phase2_optimization.launches import OperationCounter, OperatorMode, device_activity
 
 CPU = torch.device("cpu")
 
@@ -126,6 +126,11 @@ def test_the_projects_own_operators_are_looked_into():
         found = inference_ops.nms_mask(boxes, scores, 0.5, 0.1)
     assert found.tolist() == expected.tolist() == [[[True, False, True]]]
     assert counter.waits["torchvision::nms"] == 1
+
+
+def test_a_mode_that_notes_nothing_cannot_be_made():
+    with pytest.raises(TypeError, match="note"):
+        OperatorMode(CPU)
 
 
 def test_only_what_the_device_runs_is_counted():

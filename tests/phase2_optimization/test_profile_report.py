@@ -16,7 +16,8 @@ def stock(**speedup):
 def test_a_speed_up_stands_beside_its_noise_and_its_verdict():
     words = speed_in_words(stock(ci95=(2.25, 2.75), verdict="faster"))
     assert words == (
-        f"2.50x the speed of {STOCK} [2.25, 2.75], where two equal ones are [0.97, 1.04]: faster"
+        f"2.50x [2.25, 2.75] the speed of {STOCK}, where two equal ones are 1.00x [0.97, 1.04]: "
+        "faster"
     )
 
 
@@ -37,8 +38,9 @@ def test_an_interval_of_few_steps_is_no_interval():
 @pytest.mark.parametrize(
     ("measured_ms", "words"),
     [
-        (30.0, "of 30 ms arithmetic needs 20 and moving data 4: arithmetic bounds them"),
-        (100.0, "of 100 ms arithmetic needs 20 and moving data 4: most of the time goes into "),
+        (30.0, "of 30 ms arithmetic needs 20 and moving data up to 4: arithmetic bounds them"),
+        (100.0, "of 100 ms arithmetic needs 20 and moving data up to 4: most of the time "),
+        (20.0, "of 20 ms arithmetic needs 20 and moving data up to 4: what bounds them cannot be "),
     ],
 )
 def test_the_figures_of_the_roofline_are_told_before_what_they_say(measured_ms, words):

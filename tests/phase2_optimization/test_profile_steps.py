@@ -1,6 +1,7 @@
 """The profiled steps: they are the steps the project makes, with all their time in stages."""
 
 import contextlib
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,8 @@ from phase2_optimization.profile_steps import (
     stock_inference_arm,
     stock_training_arm,
 )
-from phase2_optimization.stages import OTHER, STAGES, StageClock
+from phase2_optimization.roofline import OperatorTraffic
+from phase2_optimization.stages import NETWORKS, OTHER, STAGES, StageClock
 
 CPU = torch.device("cpu")
 FORWARD = {"transform", "backbone", "FPN", "RPN", "RoI heads"}
@@ -186,6 +188,30 @@ def test_inference_is_what_videos_are_detected_with(loaded, val, monkeypatch, na
     for found, value in zip(calls[1][1], expected, strict=True):
         torch.testing.assert_close(found, value, rtol=0, atol=0)
     assert_unchanged(loaded, before)
+
+
+def flops_by_operator(arm) -> dict[str, int]:
+    clock = StageClock(CPU, wait_at_stages=False)
+    with arm.watch(clock), OperatorTraffic(CPU, clock, NETWORKS) as traffic:
+        arm.step(clock)
+    counts = Counter()
+    for call in traffic.calls:
+        counts[call.operator] += call.flops
+    return dict(+counts)
+
+
+def test_winograds_arithmetic_stands_in_for_that_of_the_direct_sum(loaded, val, monkeypatch):
+    """Of the demo detector's convolutions three have 128 channels and maps of 6 x 4, two tiles,
+    and one has 192 on 3 x 2, one tile, of two images."""
+    stock = flops_by_operator(stock_inference_arm(loaded, val, CPU, batch_size=2))
+    monkeypatch.setattr(profile_steps, "native_amp", lambda device: "off")
+    own = flops_by_operator(inference_arm(loaded, val, CPU, batch_size=2))
+    channels = ((128, 3 * 2 * 24, 3 * 2 * 2), (192, 2 * 6, 2 * 1))  # places and tiles of them all
+    direct = sum(2 * 9 * c * c * places for c, places, _ in channels)
+    assert own.pop("aten::convolution") == stock.pop("aten::convolution") - direct
+    winograd = sum(2 * (36 * c * c + (36 + 16) * 36 * c) * tiles for c, _, tiles in channels)
+    assert own.pop("detection::winograd_conv2d") == winograd
+    assert own == stock  # products of the box head
 
 
 def test_the_stock_inference_is_torchvisions_in_fp32(loaded, val):

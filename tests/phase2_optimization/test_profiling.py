@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from common import timing
+from common import processor_share, timing
 from common.cli import UserError
 from common.comparison import compare
 from phase2_optimization import launches, profiling
@@ -94,8 +94,8 @@ def test_a_clock_that_only_goes_back_is_told(monkeypatch):
 )
 def test_the_share_of_the_time_a_processor_worked_is_known(monkeypatch, device, worked_s, share):
     looks, works = iter([10.0, 14.0]), iter([1.0, 1.0 + worked_s])
-    monkeypatch.setattr(profiling, "perf_counter", lambda: next(looks))
-    monkeypatch.setattr(profiling, "thread_time", lambda: next(works))
+    monkeypatch.setattr(processor_share, "perf_counter", lambda: next(looks))
+    monkeypatch.setattr(processor_share, "thread_time", lambda: next(works))
     own, *twins = (arm_of(name, []) for name in ("own", "stock", "again"))
     assert profiling.measure_pair(own, twins, device, 1, 1, 0)["processor_share"] == share
 
@@ -200,6 +200,7 @@ def test_a_gpu_whose_counters_may_not_be_read_is_counted_by_operations(events):
     [
         pytest.param(CPU, None, 0.95, "neither", id="cpu"),
         pytest.param(CPU, None, 0.5, "unknown", id="shared cpu"),
+        pytest.param(CPU, None, None, "unknown", id="cpu with a clock that went back"),
         pytest.param(torch.device("meta"), {}, None, "unknown", id="unseen gpu"),
         pytest.param(torch.device("meta"), {"kernels": 1}, None, "neither", id="gpu"),
     ],

@@ -1,9 +1,12 @@
 """Arithmetic, traffic and bounds of operators against figures worked out by hand."""
 
+import weakref
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from common.winograd import winograd_conv2d
 from phase2_optimization import roofline as module
 from phase2_optimization.roofline import (
     Call,
@@ -27,6 +30,7 @@ def calls_of(work, stages=None) -> list[Call]:
 
 A, B = torch.rand(20, 30), torch.rand(30, 40)
 IMAGES, WEIGHTS = torch.rand(2, 3, 8, 6), torch.rand(4, 3, 3, 3)
+KERNEL, BIAS = torch.rand(36, 3, 4), torch.rand(4)  # of a Winograd convolution
 INDICES = torch.tensor([1, 3])
 
 
@@ -44,6 +48,16 @@ INDICES = torch.tensor([1, 3])
             lambda: F.conv2d(IMAGES, WEIGHTS, padding=1),
             ("aten::convolution", 2 * 2 * 48 * 4 * 27, 4 * (288 + 108 + 384)),
             id="convolution",
+        ),
+        pytest.param(
+            # 4 tiles of 2 images: 36 x 36 for each of 3 channels, 36 x 3 x 4, 16 x 36 for each of 4
+            lambda: winograd_conv2d(IMAGES, KERNEL, BIAS),
+            (
+                "detection::winograd_conv2d",
+                2 * 8 * (3888 + 432 + 2304),
+                4 * (288 + 432 + 4 + 384),
+            ),
+            id="winograd",
         ),
         pytest.param(lambda: A + A[:1], ("aten::add", 0, 4 * (600 + 30 + 600)), id="sum"),
         pytest.param(lambda: A.clone().relu_(), ("aten::relu_", 0, 4 * 2 * 600), id="in place"),
@@ -153,7 +167,7 @@ def test_every_operator_is_held_up_by_its_own_side_of_the_balance():
                 "gflop": pytest.approx(2.1),
                 "gb": pytest.approx(0.2),
                 "intensity_flop_per_byte": pytest.approx(10.5),
-                "least_ms": pytest.approx(24.0),
+                "roof_ms": pytest.approx(24.0),
             },
             {
                 "name": "relu",
@@ -161,7 +175,7 @@ def test_every_operator_is_held_up_by_its_own_side_of_the_balance():
                 "gflop": 0.0,
                 "gb": pytest.approx(0.05),
                 "intensity_flop_per_byte": 0.0,
-                "least_ms": pytest.approx(2.0),
+                "roof_ms": pytest.approx(2.0),
             },
         ],
     }
@@ -176,11 +190,15 @@ def test_a_step_without_operators_has_no_intensity():
     ("arithmetic_ms", "memory_ms", "bound"),
     [
         (60, 10, "arithmetic"),
-        (60, 90, "arithmetic"),  # whatever the caches did: these operations were made
+        (60, 90, "unknown"),  # more than there was time for: one of the two is wrong
+        (105, 4, "arithmetic"),
+        (130, 0, "unknown"),  # the measured rate of arithmetic was no peak
+        (60, 50, "arithmetic"),
+        (60, 51, "unknown"),
         (51, 49, "arithmetic"),
         (10, 60, "memory"),
         (20, 88, "memory"),
-        (10, 105, "unknown"),  # more than there was time for
+        (10, 105, "unknown"),
         (50, 65, "unknown"),
         (30, 30, "both"),
         (50, 1, "both"),
@@ -226,6 +244,25 @@ def test_a_copy_that_does_not_fit_is_made_smaller(monkeypatch, fits_mib, measure
     monkeypatch.setattr(module, "fastest_s", of_a_second)
     assert measure_copy(CPU) == pytest.approx(2 * fits_mib * 2**20 / 1e9)
     assert asked == measured
+
+
+def test_a_copy_that_did_not_fit_is_given_back_before_a_smaller_one_is_made(monkeypatch):
+    earlier, held, zeros = [], [], torch.zeros
+
+    def noted(*sizes, **options):
+        held.append(sum(tensor() is not None for tensor in earlier))
+        return zeros(*sizes, **options)
+
+    def full_at_first(call, device):
+        earlier.extend(weakref.ref(tensor) for tensor in (call.args[0], call.func.__self__))
+        if len(held) < 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return 1.0
+
+    monkeypatch.setattr(torch, "zeros", noted)
+    monkeypatch.setattr(module, "fastest_s", full_at_first)
+    measure_copy(CPU)
+    assert held == [0, 0, 0]
 
 
 @pytest.mark.parametrize("words", ["out of memory", "a bug of ours"])
