@@ -20,6 +20,7 @@ import numpy as np
 RESAMPLES = 2000
 MIN_ROUNDS = 7  # fewer rounds hold too few runs to resample
 TOO_FEW = "too few rounds to tell"
+NO_NOISE = "noise unknown"  # the second self is missing: what equal arms differ by is not known
 MIN_EFFECT = 0.02  # smaller differences are never called: luck with the memory reaches as far
 
 
@@ -43,6 +44,11 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def beyond_noise(self) -> str:
+        """The verdict for arms that need a noise figure: NO_NOISE where there is none."""
+        return self.verdict if self.noise or self.verdict == TOO_FEW else NO_NOISE
+
 
 def compare(
     baseline_ms: np.ndarray,
@@ -62,8 +68,7 @@ def compare(
     """
     ratio, interval = ratio_interval(baseline_ms, candidate_ms, seed)
     if again_ms is not None:
-        noise_ratio, noise_interval = ratio_interval(baseline_ms, again_ms, seed)
-        noise = noise_interval and {"ratio": noise_ratio, "ci95": noise_interval}
+        noise = noise_between(baseline_ms, again_ms, seed)
     margin = MIN_EFFECT
     if noise is not None:
         margin = max(margin, *(abs(math.log(bound)) for bound in noise["ci95"]))
@@ -76,6 +81,14 @@ def compare(
     else:
         verdict = "within noise"
     return Comparison(ratio, interval, noise, verdict)
+
+
+def noise_between(
+    first_ms: np.ndarray, again_ms: np.ndarray, seed: int = 0
+) -> dict[str, Any] | None:
+    """What two equal arms differ by in these rounds, as `compare` takes it; None for one round."""
+    ratio, interval = ratio_interval(first_ms, again_ms, seed)
+    return interval and {"ratio": ratio, "ci95": interval}
 
 
 def ratio_interval(

@@ -9,6 +9,12 @@ from common import timing
 from common.models import Detections, Predictor
 
 Pair = tuple[str, int]  # a variant and a batch size
+AGAIN = " (again)"  # ends the name of an arm's second self: any difference of the two is noise
+
+
+def second_self(pair: Pair) -> Pair:
+    """The same variant at the same batch size, built once more."""
+    return pair[0] + AGAIN, pair[1]
 
 
 class ArmFailedError(Exception):
@@ -50,7 +56,9 @@ class Timed:
     Attributes:
         found: batch -> what was detected in it.
         ms: milliseconds per call, shape (rounds,).
+        rounds_id: number of this set of rounds; only times of one set can be compared.
     """
 
     found: dict[Pair, dict[int, list[Detections]]] = field(default_factory=dict)
     ms: dict[Pair, np.ndarray] = field(default_factory=dict)
+    rounds_id: int = 0

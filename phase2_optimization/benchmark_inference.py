@@ -264,7 +264,7 @@ def show(report: dict[str, Any], picture: Path) -> None:
     """Tells the result and draws it."""
     from phase2_optimization import benchmark_plot, ladder_report
 
-    ladder_report.log_finals(report["timed_side_by_side"])
+    ladder_report.log_finals(report["timed_side_by_side"], report["side_by_side_noise"])
     for warning in report["warnings"]:
         log.warning("warning: %s", warning)
     log.info("%s", report["conclusion"])
@@ -280,14 +280,6 @@ def batch_size_list(text: str) -> list[int] | None:
     if sizes[-1] > MAX_BATCH_SIZE:
         raise argparse.ArgumentTypeError(f"{sizes[-1]} is above {MAX_BATCH_SIZE}")
     return sizes
-
-
-def name_list(text: str) -> list[str]:
-    """`a,b` -> ["a", "b"]."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise argparse.ArgumentTypeError("the list is empty; write for instance eager_fp32")
-    return names
 
 
 def width_by_height(text: str) -> tuple[int, int]:
@@ -328,7 +320,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="timed seconds after which a variant and batch size stop (not before 7 iterations)",
     )
     parser.add_argument(
-        "--variants", type=name_list, help="comma-separated (default: all that suit the machine)"
+        "--variants", type=cli.names, help="comma-separated (default: all that suit the machine)"
     )
     parser.add_argument(
         "--compile", action="store_true", help="add torch.compile, which takes minutes"

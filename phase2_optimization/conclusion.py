@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 
 from common import timing
-from common.comparison import MIN_EFFECT, compare, interval_text, median_interval
+from common.comparison import MIN_EFFECT, NO_NOISE, compare, interval_text, median_interval
 from phase2_optimization.arms import Pair
-from phase2_optimization.ladder_rows import Row, as_json
+from phase2_optimization.ladder_rows import Noise, Row, as_json
 from phase2_optimization.measuring import Benchmark
 from phase2_optimization.variants import BASELINE, VARIANTS
 
+DIFFERENT = ("faster", "slower")
 CLOSE = 0.9  # of the highest throughput: rows above this are timed once more, side by side
 
 
@@ -23,7 +24,8 @@ def conclude(benchmark: Benchmark, latency_budget_ms: float | None, seed: int) -
         "memory_kind": benchmark.memory_kind,
         "throughput_img_s_is": "batch size / p50 latency",
         "drift_free_img_s_is": "throughput_img_s, had the machine stayed as it was at the smallest "
-        "batch size: by the ratio to the baseline's smallest batch in rounds that hold both",
+        "batch size: times the p50 of the baseline's smallest batch in the same rounds / its p50 "
+        "in its own; assumes that a neighbour slows all arms alike",
         "baseline": BASELINE,
         "variants": {
             name: {
@@ -39,8 +41,9 @@ def conclude(benchmark: Benchmark, latency_budget_ms: float | None, seed: int) -
         "processor_share": benchmark.processor_shares,
         "results": benchmark.rows,
         "optimal_batch_size": optimal["batch_size"] if optimal else None,
-        "optimal_batch_size_by_variant": _best_batch_sizes(benchmark),
+        "optimal_batch_size_by_variant": _best_batch_sizes(benchmark, optimal),
         "timed_side_by_side": side_by_side(benchmark, seed),
+        "side_by_side_noise": benchmark.final_noise,
         "latency_budget_ms": latency_budget_ms,
         "best_within_latency_budget": _within_budget(benchmark, latency_budget_ms, seed),
         "fastest_variant": winner["variant"] if winner else None,
@@ -72,7 +75,7 @@ def side_by_side(benchmark: Benchmark, seed: int) -> list[dict[str, Any]]:
     rows = []
     for pair, ms in per_image.items():
         median_ms, (low_ms, high_ms) = median_interval(ms, seed)
-        against = compare(per_image[fastest], ms, seed=seed)
+        against = compare(per_image[fastest], ms, seed=seed, noise=benchmark.final_noise)
         rows.append(
             {
                 "variant": pair[0],
@@ -81,7 +84,7 @@ def side_by_side(benchmark: Benchmark, seed: int) -> list[dict[str, Any]]:
                 "throughput_img_s": 1e3 / median_ms,
                 "throughput_ci95": [1e3 / high_ms, 1e3 / low_ms] if len(ms) > 1 else None,
                 "speedup": as_json(against),
-                "verdict": "fastest" if pair == fastest else against.verdict,
+                "verdict": "fastest" if pair == fastest else against.beyond_noise,
             }
         )
     return sorted(rows, key=lambda row: row["batch_size"])
@@ -118,6 +121,11 @@ def _close(rows: list[Row]) -> list[Row]:
     return [row for row in leaders.values() if row["drift_free_img_s"] >= CLOSE * highest]
 
 
+def _leading(rows: list[Row]) -> Row | None:
+    """The fastest as far as rounds timed apart can say."""
+    return max(_close(rows), key=lambda row: row["drift_free_img_s"], default=None)
+
+
 def _speed(row: Row) -> tuple[float, float]:
     """Orders rows of one batch size, by the ratio within the rounds where there is one."""
     return row["speedup"]["ratio"] if row["speedup"] else 0.0, row["drift_free_img_s"]
@@ -129,9 +137,11 @@ def _best(benchmark: Benchmark, rows: list[Row], seed: int) -> Row | None:
     fastest, finals = _fastest(benchmark, rows), _finals(benchmark, rows)
     if fastest is None or not finals:
         return fastest
-    leading_ms = _final_ms_per_image(benchmark, fastest)
+    leading_ms, noise = _final_ms_per_image(benchmark, fastest), benchmark.final_noise
     ties = [
-        row for row in finals if not _differ(_final_ms_per_image(benchmark, row), leading_ms, seed)
+        row
+        for row in finals
+        if _told(leading_ms, _final_ms_per_image(benchmark, row), noise, seed) not in DIFFERENT
     ]
     return min(ties, key=lambda row: row["batch_size"])
 
@@ -141,11 +151,15 @@ def _fastest(benchmark: Benchmark, rows: list[Row]) -> Row | None:
     finals = _finals(benchmark, rows)
     if finals:
         return min(finals, key=lambda row: float(np.median(_final_ms_per_image(benchmark, row))))
-    return max(_close(rows), key=lambda row: row["drift_free_img_s"], default=None)
+    return _leading(rows)
 
 
 def _finals(benchmark: Benchmark, rows: list[Row]) -> list[Row]:
-    """Those that were timed once more; none where one is alone, or the run was stopped before."""
+    """Those that were timed once more, if that decides: not where the one that leads without it
+    is missing (alone, out of memory, or the run was stopped before)."""
+    leading = _leading(rows)
+    if leading is None or _pair(leading) not in benchmark.final:
+        return []
     return [row for row in _close(rows) if _pair(row) in benchmark.final]
 
 
@@ -153,13 +167,21 @@ def _final_ms_per_image(benchmark: Benchmark, row: Row) -> np.ndarray:
     return benchmark.final[_pair(row)] / row["batch_size"]
 
 
-def _differ(first_ms: np.ndarray, second_ms: np.ndarray, seed: int) -> bool:
-    """Whether arms timed in the same rounds differ beyond the noise."""
-    return compare(first_ms, second_ms, seed=seed).verdict in ("faster", "slower")
+def _img_s(benchmark: Benchmark, row: Row) -> float:
+    """Images per second, in the final rounds if it was in them."""
+    if _pair(row) not in benchmark.final:
+        return row["throughput_img_s"]
+    return 1e3 / float(np.median(_final_ms_per_image(benchmark, row)))
 
 
-def _best_batch_sizes(benchmark: Benchmark) -> dict[str, int]:
-    """variant -> the batch size of its highest throughput; smaller where that is hardly more."""
+def _told(first_ms: np.ndarray, second_ms: np.ndarray, noise: Noise | None, seed: int) -> str:
+    """What the second arm is against the first, with the noise of the rounds both are from."""
+    return compare(first_ms, second_ms, seed=seed, noise=noise).beyond_noise
+
+
+def _best_batch_sizes(benchmark: Benchmark, optimal: Row | None) -> dict[str, int]:
+    """variant -> the batch size of its highest throughput; smaller where that is hardly more. For
+    the variant of the optimal row it is that row's, which more rounds may have decided."""
     sizes: dict[str, int] = {}
     for name in benchmark.checks:
         rows = [row for row in _valid(benchmark) if row["variant"] == name]
@@ -171,7 +193,7 @@ def _best_batch_sizes(benchmark: Benchmark) -> dict[str, int]:
         ]
         if enough:
             sizes[name] = min(enough)
-    return sizes
+    return sizes if optimal is None else {**sizes, optimal["variant"]: optimal["batch_size"]}
 
 
 def _within_budget(
@@ -183,24 +205,58 @@ def _within_budget(
     row = _best(benchmark, _keeping(benchmark, latency_budget_ms), seed)
     if row is None:
         return None
-    keys = ("variant", "batch_size", "throughput_img_s")
-    return {**{key: row[key] for key in keys}, "p90_ms": row["latency_ms"]["p90"]}
+    return {
+        "variant": row["variant"],
+        "batch_size": row["batch_size"],
+        "throughput_img_s": _img_s(benchmark, row),
+        "p90_ms": row["latency_ms"]["p90"],  # what the budget was kept by
+    }
 
 
 def _sentence(benchmark: Benchmark, winner: Row | None, fastest: Row | None, seed: int) -> str:
     if winner is None or fastest is None:
-        return f"No winner: no valid variant is faster than {BASELINE} beyond the noise."
+        return f"{'; '.join(_why_no_winner(benchmark))}."
     is_smaller = winner["batch_size"] < fastest["batch_size"]
+    is_untold = _pair(winner) in benchmark.final and benchmark.final_noise is None
     ratio = interval_text(winner["speedup"]["ratio"], winner["speedup"]["ci95"], "x")
-    return (
+    parts = [
         f"{'Chosen' if is_smaller else 'Fastest'}: {winner['variant']} at batch size "
-        f"{winner['batch_size']}, {winner['throughput_img_s']:.1f} images/s, {ratio} {BASELINE} at "
-        "that batch size"
-        + _ties(benchmark, winner, seed)
-        + (f"; {_instead_of(fastest)}" if is_smaller else "")
-        + _unproven(benchmark, winner, seed)
-        + "."
-    )
+        f"{winner['batch_size']}, {_img_s(benchmark, winner):.1f} images/s, {ratio} {BASELINE} at "
+        "that batch size",
+        _ties(benchmark, winner, seed),
+        _instead_of(fastest) if is_smaller else "",
+        _unproven(benchmark, winner, seed),
+        _timed_apart(benchmark),
+        "the noise could not be measured side by side" if is_untold else "",
+        _without_noise(benchmark),
+    ]
+    return "; ".join(part for part in parts if part) + "."
+
+
+def _why_no_winner(benchmark: Benchmark) -> list[str]:
+    without = _without_noise(benchmark)
+    verdicts = {row["verdict"] for row in _valid(benchmark) if row["variant"] != BASELINE}
+    if verdicts == {NO_NOISE}:
+        return [f"No winner: {without}, so no variant can be told from {BASELINE}"]
+    reason = f"No winner: no valid variant is faster than {BASELINE} beyond the noise"
+    return [reason, without] if without else [reason]
+
+
+def _without_noise(benchmark: Benchmark) -> str:
+    """Names the batch sizes at which nothing is told, as no second baseline was in the rounds."""
+    sizes = {row["batch_size"] for row in _valid(benchmark) if row["verdict"] == NO_NOISE}
+    names = ", ".join(str(size) for size in sorted(sizes))
+    return f"the noise could not be measured at batch size {names}" if names else ""
+
+
+def _timed_apart(benchmark: Benchmark) -> str:
+    """Names rows close to the highest throughput that the final rounds lack."""
+    close = _close(_eligible(benchmark))
+    missing = [row for row in close if _pair(row) not in benchmark.final]
+    if len(close) < 2 or not missing:
+        return ""
+    names = ", ".join(f"{row['variant']} at batch size {row['batch_size']}" for row in missing)
+    return f"not timed side by side, so judged by rounds timed apart: {names}"
 
 
 def _instead_of(fastest: Row) -> str:
@@ -214,32 +270,27 @@ def _unproven(benchmark: Benchmark, winner: Row, seed: int) -> str:
     """Names finalists that were faster than the winner, but may not win."""
     if _pair(winner) not in benchmark.final:
         return ""
-    own_ms = _final_ms_per_image(benchmark, winner)
+    own_ms, noise = _final_ms_per_image(benchmark, winner), benchmark.final_noise
+    may_win = {_pair(row) for row in _eligible(benchmark)}
     faster = [
-        f"{name} at batch size {size}"
-        for (name, size), ms in benchmark.final.items()
-        if compare(own_ms, ms / size, seed=seed).verdict == "faster"
+        f"{pair[0]} at batch size {pair[1]}"
+        for pair, ms in benchmark.final.items()
+        if pair not in may_win and _told(own_ms, ms / pair[1], noise, seed) == "faster"
     ]
     if not faster:
         return ""
-    return (
-        f"; faster side by side, but not told from {BASELINE} at that batch size: "
-        f"{', '.join(faster)}"
-    )
+    names = ", ".join(faster)
+    return f"faster side by side, but not told from {BASELINE} at that batch size: {names}"
 
 
 def _ties(benchmark: Benchmark, winner: Row, seed: int) -> str:
-    """Names the variants of the same batch size that are as fast."""
-    others = [
-        row
-        for row in _valid(benchmark)
-        if row["batch_size"] == winner["batch_size"] and row is not winner
-    ]
-    times = benchmark.times  # of one batch size: from the same rounds
+    """Names the variants of the same rounds that are as fast."""
+    times, noise = benchmark.times, benchmark.noise.get(winner["batch_size"])
     ties = [
         row["variant"]
-        for row in others
-        if len(times[_pair(row)]) == len(times[_pair(winner)])
-        and not _differ(times[_pair(row)], times[_pair(winner)], seed)
+        for row in _valid(benchmark)
+        if row["rounds_id"] == winner["rounds_id"]
+        and row is not winner
+        and _told(times[_pair(winner)], times[_pair(row)], noise, seed) not in DIFFERENT
     ]
-    return f"; not told apart from it: {', '.join(ties)}" if ties else ""
+    return f"not told apart from it: {', '.join(ties)}" if ties else ""

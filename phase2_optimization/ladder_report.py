@@ -87,8 +87,12 @@ def _legend(noise: Row | None) -> str:
     return f"~ not told from {BASELINE}{equal}; step: over the line above unless another is named"
 
 
-def log_finals(rows: Sequence[Row]) -> None:
-    """Batch sizes near the highest throughput, in the rounds they shared."""
+def log_finals(rows: Sequence[Row], noise: Row | None = None) -> None:
+    """Batch sizes near the highest throughput, in the rounds they shared.
+
+    Args:
+        noise: ratio and interval of two equal arms in these rounds.
+    """
     if not rows:
         return
     log.info(
@@ -104,6 +108,8 @@ def log_finals(rows: Sequence[Row]) -> None:
             interval_text(row["throughput_img_s"], row["throughput_ci95"]),
             row["verdict"] if is_fastest else f"{ratio} {row['verdict']}",
         )
+    if noise:
+        log.info("two equal arms: %s", interval_text(noise["ratio"], noise["ci95"]))
 
 
 def log_budget(report: Mapping[str, Any]) -> None:

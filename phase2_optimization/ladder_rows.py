@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common import timing
-from common.comparison import Comparison, compare
+from common.comparison import Comparison, compare, noise_between
 from common.models import Detections
 from phase2_optimization import validity
-from phase2_optimization.arms import Pair, Timed
+from phase2_optimization.arms import Pair, Timed, second_self
 from phase2_optimization.variants import BASELINE, VARIANTS, rungs_below
 
 if TYPE_CHECKING:
     import torch
 
-BASELINE_AGAIN = f"{BASELINE} (again)"  # the A/A arm: any difference from BASELINE is noise
 UNTIMED = "untimed: in every round the clock went back or the machine slept"
 Row = dict[str, Any]
+Noise = dict[str, Any]  # the `noise` of a Comparison
 
 
 @dataclass
@@ -39,9 +39,10 @@ class Rows:
 
     Attributes:
         rows: one per variant and batch size, with the keys of the report's `results`.
-        times: (variant, batch size) -> milliseconds per call; arms of one batch size were timed
-            in the same rounds.
-        noise: batch size -> ratio and interval of the baseline against its second self.
+        times: (variant, batch size) -> milliseconds per call; rows with the same `rounds_id` were
+            timed in the same rounds.
+        noise: batch size -> ratio and interval of the baseline against its second self, in the
+            rounds that the baseline's row is from.
         anchor: the arm that is in the rounds of all batch sizes.
     """
 
@@ -58,6 +59,7 @@ class Rows:
             "variant": name,
             "batch_size": batch_size,
             "iterations": 0 if ms is None else len(ms),
+            "rounds_id": None if ms is None else timed.rounds_id,
             "throughput_img_s": None,
             "drift_free_img_s": None,
             "latency_ms": None,
@@ -76,36 +78,40 @@ class Rows:
         self.times[name, batch_size] = ms
         row["latency_ms"] = timing.summarise(ms)
         row["throughput_img_s"] = batch_size / row["latency_ms"]["p50"] * 1e3
-        row["drift_free_img_s"] = self._drift_free_img_s(row, timed)
-        row["verdict"] = "baseline" if name == BASELINE else None
+        row["drift_free_img_s"] = row["throughput_img_s"] * self._slowdown(timed)
+        noise = self._noise(batch_size, timed)
+        if name == BASELINE and noise:
+            self.noise[batch_size] = noise
         if (BASELINE, batch_size) in timed.ms:
-            self._compare(row, timed)
-        row["step"] = self._step(name, batch_size, timed)
+            self._compare(row, timed, noise)
+        row["step"] = self._step(name, batch_size, timed, noise)
         row["status"] = self._status(name, row)
 
-    def _compare(self, row: Row, timed: Timed) -> None:
+    def _noise(self, batch_size: int, timed: Timed) -> Noise | None:
+        """What the baseline and its second self differ by in these rounds, if both are in them."""
+        baseline = (BASELINE, batch_size)
+        if not {baseline, second_self(baseline)} <= timed.ms.keys():
+            return None
+        return noise_between(timed.ms[baseline], timed.ms[second_self(baseline)], self._seed)
+
+    def _compare(self, row: Row, timed: Timed, noise: Noise | None) -> None:
         """Fills in what sets a row beside the baseline."""
         name, batch_size = row["variant"], row["batch_size"]
         baseline, ms = timed.ms[BASELINE, batch_size], timed.ms[name, batch_size]
-        again = timed.ms.get((BASELINE_AGAIN, batch_size))
-        against = compare(baseline, ms, again, self._seed)
+        against = compare(baseline, ms, seed=self._seed, noise=noise)
         row["speedup"] = as_json(against)
         row["parity"] = self._parity(name, batch_size, timed)
-        if name != BASELINE and again is not None:
-            row["verdict"] = against.verdict
-        if against.noise:
-            self.noise[batch_size] = against.noise
+        row["verdict"] = "baseline" if name == BASELINE else against.beyond_noise
 
-    def _drift_free_img_s(self, row: Row, timed: Timed) -> float:
-        """The throughput, had the machine been as it was when the anchor's own row was timed."""
+    def _slowdown(self, timed: Timed) -> float:
+        """How many times as long the anchor takes in these rounds as in those of its own row."""
         if self.anchor not in self.times or self.anchor not in timed.ms:
-            return row["throughput_img_s"]
-        ms = timed.ms[row["variant"], row["batch_size"]]
-        times_as_fast = float(np.median(timed.ms[self.anchor] / ms))
-        batches_per_s = 1e3 * times_as_fast / float(np.median(self.times[self.anchor]))
-        return row["batch_size"] * batches_per_s
+            return 1.0
+        return float(np.median(timed.ms[self.anchor]) / np.median(self.times[self.anchor]))
 
-    def _step(self, name: str, batch_size: int, timed: Timed) -> dict[str, Any] | None:
+    def _step(
+        self, name: str, batch_size: int, timed: Timed, noise: Noise | None
+    ) -> dict[str, Any] | None:
         """How many times as fast the variant is as the next rung below that was timed.
 
         The verdict asks for as much as that against the baseline: equal arms can be as lucky here.
@@ -114,9 +120,9 @@ class Rows:
         below = next((rung for rung in rungs if rung in timed.ms), None)
         if below is None:
             return None
-        ms, noise = timed.ms[name, batch_size], self.noise.get(batch_size)
+        ms = timed.ms[name, batch_size]
         compared = compare(timed.ms[below], ms, seed=self._seed, noise=noise)
-        return {"over": below[0], **as_json(compared), "verdict": compared.verdict}
+        return {"over": below[0], **as_json(compared), "verdict": compared.beyond_noise}
 
     def _parity(self, name: str, batch_size: int, timed: Timed) -> dict[str, float | None]:
         """Against the baseline, on the evaluated images and on the timed batches."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,15 @@ import numpy as np
 from common import evaluation, timing
 from common.cli import UserError, log
 from common.coco import CocoSplit
+from common.comparison import noise_between
 from common.gpu_state import gpu_state
 from common.models import Detections, Predictor
 from common.processor_share import ProcessorShare
 from phase2_optimization import batch_search
-from phase2_optimization.arms import Arm, ArmFailedError, Pair, Timed
+from phase2_optimization.arms import AGAIN, Arm, ArmFailedError, Pair, Timed, second_self
 from phase2_optimization.batch_search import Measured
 from phase2_optimization.builders import VariantUnavailableError, Workshop
-from phase2_optimization.ladder_rows import BASELINE_AGAIN, Check, Rows
+from phase2_optimization.ladder_rows import Check, Noise, Rows
 from phase2_optimization.memory_use import HeldMemory, bounded_host_memory
 from phase2_optimization.variants import BASELINE, EXACT, VARIANTS
 
@@ -34,10 +36,10 @@ class Benchmark:
     Attributes:
         rows: one per variant and batch size, with the keys of the report's `results`.
         checks: of the variants, in the order they were given.
-        times: (variant, batch size) -> milliseconds per call; arms of one batch size were timed
-            in the same rounds.
-        final: the same for arms of several batch sizes, all timed in the same rounds.
-        noise: batch size -> ratio and interval of the baseline against its second self.
+        times, noise: see `ladder_rows.Rows`.
+        final: like `times` for arms of several batch sizes, all timed in the same rounds.
+        final_noise: ratio and interval in these rounds of one arm against its second self; None
+            where it is not known.
         processor_shares: a set of rounds -> the share of its time in which the main thread ran.
         gpu_before: state of the GPU when the first arms were warm, see `common.gpu_state`.
     """
@@ -55,6 +57,7 @@ class Benchmark:
     ):
         self.checks: dict[str, Check] = {}
         self.final: dict[Pair, np.ndarray] = {}
+        self.final_noise: Noise | None = None
         self.processor_shares: dict[str, float] = {}
         self.gpu_before: dict[str, Any] | None = None
         self.memory_kind = ""
@@ -65,6 +68,7 @@ class Benchmark:
         self._made = Rows(self.checks, self._device, seed)
         self.rows, self.times, self.noise = self._made.rows, self._made.times, self._made.noise
         self._predictors: dict[str, Predictor] = {}
+        self._rounds_ids = count(1)
 
     # --- accuracy and memory, one variant at a time so that only its weights are on the device ---
 
@@ -169,9 +173,20 @@ class Benchmark:
             self._made.append(name, batch_size, timed)
 
     def time_finalists(self, pairs: Sequence[Pair]) -> None:
-        """Times arms of different batch sizes in the same rounds; see `final`."""
-        times = self._timed_together(pairs, "side by side").ms
-        self.final = {pair: ms for pair, ms in times.items() if len(ms)}
+        """Times arms of different batch sizes in the same rounds; see `final`. The one with the
+        smallest batch size, which takes the least time and memory, runs twice."""
+        if not pairs:
+            return
+        twice = min(pairs, key=lambda pair: pair[1])
+        arms = [*pairs, second_self(twice)]
+        self._drop_predictors(*(name for name, _ in arms))
+        ms = self._timed_together(arms, "side by side").ms
+        timed = [pair for pair in pairs if len(ms.get(pair, ()))]
+        if len(timed) < 2:  # nothing is beside it
+            return
+        self.final = {pair: ms[pair] for pair in timed}
+        if {twice, second_self(twice)} <= ms.keys():
+            self.final_noise = noise_between(ms[twice], ms[second_self(twice)], self._seed)
 
     def _may_fit(self, name: str, batch_size: int) -> bool:
         check = self.checks[name]
@@ -187,7 +202,7 @@ class Benchmark:
         """The arms beside the baseline's second self, where it is among them, and the anchor."""
         anchor = self._made.anchor = self._made.anchor or (BASELINE, batch_size)
         pairs = [(name, batch_size) for name in names]
-        pairs += [(BASELINE_AGAIN, batch_size)] if BASELINE in names else []
+        pairs += [second_self((BASELINE, batch_size))] if BASELINE in names else []
         pairs += [anchor] if pairs and anchor not in pairs else []
         return self._timed_together(pairs, f"batch size {batch_size}")
 
@@ -209,7 +224,8 @@ class Benchmark:
                 with bounded_host_memory(self._device):
                     arms = {pair: self._arm(pair) for pair in left}
                     times = self._times(arms, label)
-                    return Timed({pair: arm.found for pair, arm in arms.items()}, times)
+                    found = {pair: arm.found for pair, arm in arms.items()}
+                    return Timed(found, times, next(self._rounds_ids))
             except ArmFailedError as failed:  # go on with the others
                 self._take_note(failed)
                 left.remove(failed.arm)
@@ -223,15 +239,17 @@ class Benchmark:
         if failed.is_out_of_memory:
             return
         error = failed.__cause__
-        if name not in self.checks or name == BASELINE:  # without it there is nothing to compare
+        if name.removesuffix(AGAIN) == BASELINE:  # without it there is nothing to compare
             raise error or failed
-        self.checks[name].failure = _failure(name, error)
+        failure = _failure(name, error)
+        if name in self.checks:  # and no second self
+            self.checks[name].failure = failure
 
     def _arm(self, pair: Pair) -> Arm:
         """An arm, whose predictor is built now if it was not before."""
         name, batch_size = pair
         if name not in self._predictors:
-            variant = VARIANTS[BASELINE if name == BASELINE_AGAIN else name]
+            variant = VARIANTS[name.removesuffix(AGAIN)]
             try:
                 self._predictors[name] = variant.predictor(self._model, self._workshop)
             except Exception as error:

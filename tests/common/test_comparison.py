@@ -8,11 +8,13 @@ import pytest
 from common import timing
 from common.comparison import (
     MIN_ROUNDS,
+    NO_NOISE,
     TOO_FEW,
     block_length,
     compare,
     interval_text,
     median_interval,
+    noise_between,
     ratio_interval,
 )
 
@@ -172,6 +174,21 @@ def test_noise_of_equal_arms_widens_what_must_be_beaten():
     slow, fast = np.full(9, 12.0), np.full(9, 10.0)
     assert compare(slow, fast).verdict == "faster"
     assert compare(slow, fast, again_ms=fast).verdict == "within noise"
+
+
+@pytest.mark.parametrize(
+    ("rounds", "equal", "word"),
+    [(9, None, NO_NOISE), (9, 1.0, "faster"), (9, 3.0, "within noise"), (6, None, TOO_FEW)],
+)
+def test_beyond_the_noise_is_only_what_the_noise_is_known_of(rounds, equal, word):
+    baseline, candidate = np.full(rounds, 10.0), np.full(rounds, 5.0)
+    noise = equal and noise_between(baseline, baseline / equal)
+    assert compare(baseline, candidate, noise=noise or None).beyond_noise == word
+
+
+def test_two_equal_arms_by_hand():
+    assert noise_between(np.full(9, 10.0), np.full(9, 8.0)) == {"ratio": 1.25, "ci95": (1.25, 1.25)}
+    assert noise_between(np.array([10.0]), np.array([8.0])) is None  # one round has no spread
 
 
 @pytest.mark.parametrize(("rounds", "length"), [(1, 1), (7, 2), (8, 2), (27, 3), (60, 4), (100, 5)])

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from PIL import Image
 
+from benchmarks.ladder_table import default_reports
+from common.artifacts import read_json
 from phase2_optimization.benchmark_plot import (
     FULL,
     PALE,
@@ -119,6 +121,49 @@ def test_numbers_of_batch_sizes_keep_their_distance():
     assert spaced([1, 2, 4, 8, 16]) == [1, 2, 4, 8, 16]
     assert spaced([1, 2, 4, 8, 12, 14, 15, 16, 32]) == [1, 2, 4, 8, 12, 16, 32]
     assert spaced([4]) == [4]
+
+
+def lines_of(rows, tmp_path, monkeypatch):
+    """Name -> points, of the picture of throughput."""
+    kept = []
+    with monkeypatch.context() as patch:
+        patch.setattr(plt, "close", kept.append)
+        draw(report(rows), tmp_path / "a.png")
+    (figure,) = kept
+    plt.close(figure)
+    return {line.get_label(): line.get_xydata().tolist() for line in figure.axes[2].get_lines()}
+
+
+def test_throughput_is_drawn_and_ranked_without_the_drift(tmp_path, monkeypatch):
+    """A neighbour made all twice as slow at batch size 2."""
+    rows = [
+        {**row(name, ratio, batch_size=size), "drift_free_img_s": 10.0 * ratio * size}
+        for name, ratio in (("eager_fp32", 1), ("slow", 2), ("fast", 3))
+        for size in (1, 2)
+    ]
+    for one in rows:
+        one["throughput_img_s"] /= one["batch_size"]
+    rows[-1] |= {"throughput_img_s": 15.0}  # less than the slow one's
+    lines = lines_of(rows, tmp_path, monkeypatch)
+    assert lines == {
+        "eager fp32": [[1, 10], [2, 20]],
+        "fast": [[1, 30], [2, 60]],
+        "slow": [[1, 20], [2, 40]],
+    }
+    assert list(lines) == ["eager fp32", "fast", "slow"]
+
+
+def test_earlier_reports_are_drawn_as_they_were_timed(tmp_path, monkeypatch):
+    rows = [row("eager_fp32", 1, batch_size=size) for size in (1, 2)]
+    assert lines_of(rows, tmp_path, monkeypatch) == {"eager fp32": [[1, 10], [2, 20]]}
+
+
+@pytest.mark.parametrize(
+    "path", default_reports(), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_committed_results_of_earlier_code_are_drawn(path, tmp_path):
+    draw(read_json(path), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
 def boxes_of(figure, artists):

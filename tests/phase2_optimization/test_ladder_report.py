@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from common.comparison import NO_NOISE
 from phase2_optimization.ladder_report import log_batch_size, log_finals
 from phase2_optimization.variants import BASELINE, VARIANTS
 
@@ -81,6 +82,13 @@ def test_one_round_shows_no_interval(printed):
     assert line.endswith(" 1.10 [–]          too few rounds")
 
 
+def test_a_step_without_a_noise_figure_says_so_and_keeps_the_table_narrow(printed):
+    lines = printed([BASE, row("channels_last", 1.2, BASELINE, NO_NOISE, NO_NOISE)])
+    assert " ~1.20 [1.16, 1.24] " in lines[2]
+    assert lines[2].endswith(f" 1.10 [1.05, 1.15] {NO_NOISE}")
+    assert len(lines[2]) <= WIDTH
+
+
 def test_why_a_row_does_not_count_stands_below_it(printed):
     lines = printed([BASE, row("channels_last", 1.2, BASELINE, status="invalid: map 0.1")])
     assert lines[3] == "  invalid: map 0.1"
@@ -118,11 +126,12 @@ def test_the_final_rounds_by_hand(caplog):
     with caplog.at_level(logging.INFO, logger="detection"):
         log_finals([])
         assert not caplog.records
-        log_finals(rows)
+        log_finals(rows, {"ratio": 1.01, "ci95": (0.98, 1.03)})
     texts = [" ".join(record.getMessage().split()) for record in caplog.records]
     assert texts == [
         "side by side batch size p50 ms images/s [95%] against the fastest",
         "winograd 1 50.0 20.00 [19.00, 21.50] 0.98 [0.95, 1.00] within noise",
         "winograd 2 100.0 20.00 [19.50, 20.50] fastest",
         "winograd 4 200.0 20.00 [–] 0.98 [–] too few rounds to tell",
+        "two equal arms: 1.01 [0.98, 1.03]",
     ]

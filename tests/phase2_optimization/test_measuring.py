@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from common.models import Detections
+from common.coco import load_split
+from common.models import Detections, load_model
+from phase2_optimization import ladder_rows, measuring
+from phase2_optimization.builders import Workshop
+from phase2_optimization.inputs import timed_images
 from phase2_optimization.variants import BASELINE, VARIANTS
 from tests.phase2_runs import altered, rows_of
+
+CPU = torch.device("cpu")
 
 
 def test_too_few_iterations_claim_nothing(run):
@@ -140,6 +146,92 @@ def test_what_does_not_fit_beside_all_others_is_timed_beside_the_baseline(run, r
         for row in rows_of(report, name).values():
             assert row["status"] == "ok"
             assert row["speedup"]["ratio"] > 0
+
+
+def test_only_finalists_are_in_memory_in_the_final_rounds(
+    model_path, data_path, tmp_path, monkeypatch, replace_variant
+):
+    alive, at_the_start = weakref.WeakSet(), []
+
+    def resident(name):
+        def build(model, workshop):
+            predict = VARIANTS[BASELINE].build(model, workshop)
+
+            class Resident:
+                def __call__(self, images):
+                    return predict(images)
+
+            made = Resident()
+            made.name = name
+            alive.add(made)
+            return made
+
+        return build
+
+    def planted(arms, **_):
+        at_the_start.append(sorted(one.name for one in alive))
+        return {arm: np.full(7, 10.0) for arm in arms}
+
+    names = ("channels_last", "folded_norms")
+    for name in names:
+        replace_variant(name, resident(name))
+    monkeypatch.setattr(measuring.timing, "warm_up", lambda *_: 0)
+    monkeypatch.setattr(measuring.timing, "measure_interleaved", planted)
+    model, split = load_model(model_path, CPU).model, load_split(data_path, "val")
+    images, shop = timed_images(split, 2, None), Workshop(CPU, tmp_path, [], 1)
+    made = measuring.Benchmark(model, shop, split, images, 7, 1.0, 2, 0)
+    made.check([BASELINE, *names], [1], {})
+    monkeypatch.setattr(ladder_rows.Rows, "_parity", lambda *_: None)
+    monkeypatch.setattr(ladder_rows.Rows, "_status", lambda *_: "ok")
+    made.time(1)
+    made.time_finalists([])
+    made.time_finalists([("folded_norms", 2), ("folded_norms", 1)])
+    assert at_the_start == [list(names), ["folded_norms"] * 2]  # the second one is its second self
+    assert list(made.final) == [("folded_norms", 2), ("folded_norms", 1)]
+    assert made.final_noise == {"ratio": 1.0, "ci95": (1.0, 1.0)}
+
+
+def test_every_set_of_rounds_has_a_number_of_its_own(run, replace_variant):
+    """The crowded one is timed again, beside the baseline alone."""
+    calls = []
+
+    def fail_once(images, found):
+        calls.append(len(images))
+        if calls.count(2) == 2:  # the first in the rounds of all
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return found
+
+    replace_variant("channels_last", altered(fail_once))
+    _, report = run("--variants", "channels_last,folded_norms")
+    numbers = {
+        size: [rows_of(report, name)[size]["rounds_id"] for name in report["variants"]]
+        for size in (1, 2)
+    }
+    assert numbers == {1: [1, 1, 1], 2: [2, 3, 2]}
+    assert {row["status"] for row in report["results"]} == {"ok"}
+
+
+def test_a_second_self_that_fails_leaves_the_finalists_as_they_are(
+    model_path, data_path, tmp_path, replace_variant
+):
+    built = []
+
+    def once(model, workshop):
+        built.append(1)
+        if len(built) > 2:  # for the checks, and to be timed
+            raise RuntimeError("no space left on the device")
+        return VARIANTS[BASELINE].build(model, workshop)
+
+    replace_variant("channels_last", once)
+    model, split = load_model(model_path, CPU).model, load_split(data_path, "val")
+    images, shop = timed_images(split, 2, None), Workshop(CPU, tmp_path, [], 1)
+    made = measuring.Benchmark(model, shop, split, images, 2, 1.0, 2, 0)
+    made.check([BASELINE, "channels_last"], [1], {})
+    made.time_finalists([("channels_last", 1), ("channels_last", 2)])
+    assert len(built) == 3
+    assert set(made.final) == {("channels_last", 1), ("channels_last", 2)}
+    assert made.final_noise is None
+    assert made.checks["channels_last"].failure == ""
 
 
 def test_a_bug_in_a_variant_is_not_taken_for_a_lack_of_memory(run, replace_variant):
