@@ -30,7 +30,7 @@ class Comparison:
 
     Attributes:
         ratio: median over the rounds of baseline / candidate; above 1 the candidate is faster.
-        ci95: 95% interval of the ratio; None where there is one round only, which has no spread.
+        ci95: 95% interval of the ratio; None for fewer than MIN_ROUNDS rounds.
         noise: the same two for the baseline against its second self; None where there is none, or
             no interval.
         verdict: "faster", "slower", "within noise" or TOO_FEW.
@@ -94,7 +94,7 @@ def noise_between(
 def ratio_interval(
     baseline_ms: np.ndarray, candidate_ms: np.ndarray, seed: int = 0
 ) -> tuple[float, tuple[float, float] | None]:
-    """The median ratio and its 95% interval, see `median_interval`. One round has no interval.
+    """The median ratio and its 95% interval, see `median_interval`.
 
     Raises:
         ValueError: there is no round, or a time is not a finite number above 0.
@@ -106,8 +106,7 @@ def ratio_interval(
         raise ValueError("times must be finite numbers")
     if min(baseline.min(), candidate.min()) <= 0:
         raise ValueError("times must be above 0")
-    ratio, interval = median_interval(baseline / candidate, seed)
-    return ratio, interval if len(baseline) > 1 else None
+    return median_interval(baseline / candidate, seed)
 
 
 def interval_text(ratio: float, ci95: Sequence[float] | None, unit: str = "") -> str:
@@ -116,14 +115,16 @@ def interval_text(ratio: float, ci95: Sequence[float] | None, unit: str = "") ->
     return f"{ratio:.2f}{unit} [{bounds}]"
 
 
-def median_interval(values: np.ndarray, seed: int = 0) -> tuple[float, tuple[float, float]]:
+def median_interval(values: np.ndarray, seed: int = 0) -> tuple[float, tuple[float, float] | None]:
     """The median of values in order of the rounds, shape (n,), and its 95% interval by the
-    moving-block bootstrap. A single value has none: both ends are the value then.
+    moving-block bootstrap; None for fewer than MIN_ROUNDS values, which cover less than they claim.
 
     Few blocks scatter less than the population does, so the percentiles are widened as Hesterberg
     2015 (The American Statistician 69(4), section 4) does for small samples.
     """
     count = len(values)
+    if count < MIN_ROUNDS:
+        return float(np.median(values)), None
     length = block_length(count)
     resampled = np.sort(values[_rounds_resampled(count, length, seed)], axis=1)  # 4x np.median
     medians = resampled[:, (count - 1) // 2 : count // 2 + 1].mean(axis=1)
@@ -150,7 +151,5 @@ def _widened_tail(blocks: float) -> float:
     """The share to leave out at each end so that 95% remain covered with this many blocks."""
     from scipy import stats  # half a second to import: not for a --help
 
-    if blocks <= 1:
-        return 0.0
     reach = stats.t.ppf(0.975, blocks - 1) * math.sqrt(blocks / (blocks - 1))
     return float(stats.norm.cdf(-reach))

@@ -86,12 +86,11 @@ def _draw_times(axes: Sequence[Axes], times: Mapping[str, np.ndarray], title: st
     for place, (name, ms) in enumerate(times.items()):
         colour, line = STYLES[name]
         drawn["boxes"][place].set(facecolor=colour, alpha=0.7)
-        median, (low, high) = median_interval(ms)
+        median, interval = median_interval(ms)
         bars.bar(place, median, 0.6, color=colour, alpha=0.85)
-        top = median
-        if len(ms) >= MIN_ROUNDS:  # fewer steps carry no interval
-            top = high
-            error = [[max(0.0, median - low)], [max(0.0, high - median)]]
+        low, top = interval or (median, median)
+        if interval:
+            error = [[max(0.0, median - low)], [max(0.0, top - median)]]
             bars.errorbar(place, median, error, color="0.2", capsize=8)
         bars.text(place, top, f"{median:.1f} ms", ha="center", va="bottom")
         course.plot(range(1, len(ms) + 1), ms, label=name, color=colour, linestyle=line)

@@ -129,23 +129,26 @@ def speed_card(report: Report | None) -> Card | None:
     )
 
 
-def _gain(row: Row, baseline: Row | None) -> tuple[str, ...]:
+def _gain(row: Row, above: Row | None, baseline: Row | None) -> tuple[str, ...]:
     return (
         text(dig(row, "variant")),
         *(number(dig(row, "latency_ms", key), 1) for key in ("p50", "p90", "p99")),
         number(dig(row, "throughput_img_s"), 1),
         "baseline" if row is baseline else interval(dig(row, "speedup")),
-        _step(dig(row, "step")),
+        _step(dig(row, "step"), dig(above, "variant")),
         _verdict(row),
     )
 
 
-def _step(step: Any) -> str:
-    """What the technique alone has bought, and the verdict where that is not told."""
-    ratio, verdict = interval(step), dig(step, "verdict")
-    if ratio == NOTHING or verdict in (None, "faster", "slower"):
+def _step(step: Any, above: str | None) -> str:
+    """What the technique alone has bought, over which rung if not the one above in the table, and
+    the verdict where that is not told."""
+    ratio, verdict, over = interval(step), dig(step, "verdict"), dig(step, "over")
+    if ratio == NOTHING:
         return ratio
-    return f"{ratio}, {verdict}"
+    named = f" over {text(over)}" if over and over != above else ""
+    untold = f", {verdict}" if verdict not in (None, "faster", "slower") else ""
+    return f"{ratio}{named}{untold}"
 
 
 def _verdict(row: Row) -> str:
@@ -206,7 +209,8 @@ def speedup_section(report: Report | None) -> Section:
     blocks: list[Block] = []
     if bars:
         blocks.append(Bars(f"Speed-up at batch size {batch_size}", bars, reference=1.0))
-    blocks.append(Table(GAIN_COLUMNS, tuple(_gain(row, baseline) for row in rows)))
+    gains = (_gain(row, above, baseline) for above, row in zip([None, *rows], rows, strict=False))
+    blocks.append(Table(GAIN_COLUMNS, tuple(gains)))
     blocks.append(Table(COST_COLUMNS, tuple(_cost(row, baseline) for row in rows)))
     reasons = {row["variant"]: str(row.get("status")) for row in rows}
     blocks += [Note(f"{name} is {why}.") for name, why in reasons.items() if ":" in why]

@@ -55,6 +55,5 @@ def test_a_run(tmp_path, files):
     assert (result["frames"], result["rounds"]) == (FRAMES, 2)
     assert set(result["ms_per_frame"]) == {LOOP, LOOP_AGAIN, OURS, *STAGES}
     assert all(ms > 0 for ms in result["ms_per_frame"].values())
-    low, high = result["speedup_over_loop"]["ci95"]
-    assert low <= result["speedup_over_loop"]["ratio"] <= high
+    assert result["speedup_over_loop"]["ci95"] is None, "two rounds have none"
     assert list(result["inputs"]) == [str(model_path), str(video)]

@@ -151,11 +151,12 @@ def test_numbers_by_hand():
     assert compare(same[:6], same[:6] / 4, same[:6]).verdict == "too few rounds to tell"
 
 
-def test_one_round_has_no_interval_and_no_winner():
+def test_few_rounds_have_no_interval_and_no_winner():
     one = compare(np.array([9.0]), np.array([3.0]), np.array([9.0]))
     assert one.as_dict() == {"ratio": 3.0, "ci95": None, "noise": None, "verdict": TOO_FEW}
     assert ratio_interval(np.array([9.0]), np.array([3.0])) == (3.0, None)
-    assert ratio_interval(np.array([9.0, 9.0]), np.array([3.0, 3.0])) == (3.0, (3.0, 3.0))
+    assert ratio_interval(np.full(6, 9.0), np.full(6, 3.0)) == (3.0, None)
+    assert ratio_interval(np.full(7, 9.0), np.full(7, 3.0)) == (3.0, (3.0, 3.0))
 
 
 def test_noise_of_other_equal_arms_must_be_beaten_too():

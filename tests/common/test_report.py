@@ -216,14 +216,15 @@ def test_what_a_rung_alone_buys_has_its_interval_and_says_where_it_is_not_told()
     rows[2]["step"] = {**untold, "verdict": "within noise"}
     rows[3]["step"] = {**untold, "ci95": None, "verdict": "too few rounds to tell"}
     rows[4]["step"] = {**untold, "ratio": 0.8, "ci95": [0.75, 0.85], "verdict": "slower"}
+    over = rows[1]["variant"]
     (table, _) = (b for b in speed.speedup_section(benchmark).blocks if isinstance(b, Table))
     column = table.columns.index("Over the rung below")
     assert [row[column] for row in table.rows] == [
         "–",
         "1.12x (1.08 to 1.17)",
         "1.04x (0.97 to 1.11), within noise",
-        "1.04x, too few rounds to tell",
-        "0.80x (0.75 to 0.85)",
+        f"1.04x over {over}, too few rounds to tell",
+        f"0.80x (0.75 to 0.85) over {over}",
         "–",
     ]
 

@@ -12,7 +12,8 @@ from common.models import load_model
 from phase2_optimization import ladder_rows, measuring
 from phase2_optimization.arms import ArmFailedError, Timed, second_self
 from phase2_optimization.builders import Workshop
-from phase2_optimization.conclusion import conclude, finalists
+from phase2_optimization.conclusion import conclude
+from phase2_optimization.contest import finalists
 from phase2_optimization.inputs import timed_images
 from phase2_optimization.ladder_rows import Check, Rows
 from phase2_optimization.variants import BASELINE

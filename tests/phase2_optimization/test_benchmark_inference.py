@@ -10,7 +10,7 @@ from PIL import Image
 from common import processor_share
 from common.cli import UserError
 from common.coco import load_split
-from phase2_optimization import batch_search, benchmark_inference, conclusion, measuring
+from phase2_optimization import batch_search, benchmark_inference, contest, measuring
 from phase2_optimization.inputs import load_inputs, timed_images
 from phase2_optimization.variants import BASELINE, VARIANTS, VariantUnavailableError
 from tests.phase2_runs import altered, rows_of
@@ -138,7 +138,7 @@ def test_the_best_within_a_latency_budget(run, budget, is_met):
         assert best["throughput_img_s"] == pytest.approx(expected)
         highest = max(r["drift_free_img_s"] for r in report["results"])
         assert highest == row["drift_free_img_s"] or best["batch_size"] in final  # decided there
-        assert row["drift_free_img_s"] >= conclusion.CLOSE * highest
+        assert row["drift_free_img_s"] >= contest.CLOSE * highest
     else:
         assert best is None
 

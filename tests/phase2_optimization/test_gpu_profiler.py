@@ -148,8 +148,7 @@ def test_profile_json_keeps_the_contract(report):
     assert report["inference"]["stock"]["precision"] == "float32"
     for part in (report, report["inference"]):
         assert part["stock"]["speedup"]["verdict"] == "too few rounds to tell"
-        low, high = part["stock"]["speedup"]["ci95"]
-        assert low <= part["stock"]["speedup"]["ratio"] <= high
+        assert part["stock"]["speedup"]["ci95"] is None
 
 
 @pytest.mark.parametrize("part", ["training", "inference"])
