@@ -1,6 +1,7 @@
 """The machine a number was measured on: device choice, versions, seeds."""
 
 import contextlib
+import importlib.util
 import os
 import platform
 import random
@@ -34,6 +35,14 @@ PACKAGES = (
     "openvino",
     "nncf",
 )
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package of that name can be imported; it is not imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # made absent on purpose
+        return False
 
 
 def select_device(name: str) -> "torch.device":

@@ -9,7 +9,7 @@ of the benchmarks and of the video pipeline. Detections equal torchvision's.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from common import inference_ops
 from common.box_arithmetic import ABSENT, by_class, clip, decode, has_sides, take_best
-from common.models import Detections, Predictor, proposals_of
+from common.models import Predictor, proposals_of
+from common.predictors import batch_predictor
 from common.roi_align import gathered_roi_align, gathers
 
 if TYPE_CHECKING:
@@ -317,25 +318,3 @@ def graph_predictor(graph: Callable[[Tensor], Sequence[Tensor]], device: torch.d
         return [output.cpu().numpy() for output in outputs]
 
     return batch_predictor(run)
-
-
-def batch_predictor(run: Callable[[np.ndarray], Sequence[Any]]) -> Predictor:
-    """A Predictor over a function that is called like an InferenceGraph, but on numpy arrays.
-
-    Images of equal size go through it as one batch. An image's detections do not depend on the
-    others. torchvision's own do: it pads a batch of several sizes to the largest, so compare with
-    it in batches of one size.
-    """
-
-    def predict(images: Sequence[np.ndarray]) -> list[Detections]:
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for position, image in enumerate(images):
-            by_size.setdefault(image.shape, []).append(position)
-        found: dict[int, Detections] = {}
-        for positions in by_size.values():
-            outputs = run(np.stack([images[position] for position in positions]))
-            for position, *parts, size in zip(positions, *outputs, strict=True):
-                found[position] = Detections(*(part[:size] for part in parts))
-        return [found[position] for position in range(len(images))]
-
-    return predict

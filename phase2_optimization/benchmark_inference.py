@@ -133,7 +133,7 @@ def measure(
     Raises:
         UserError: nothing fits into memory, or no time can be believed.
     """
-    from phase2_optimization.conclusion import finalists
+    from phase2_optimization.contest import finalists
     from phase2_optimization.ladder_report import log_batch_size
 
     sizes = batch_sizes or [1]
@@ -229,8 +229,8 @@ def workshop(
     import torch
 
     from common.coco import read_image, training_split
+    from common.environment import is_installed
     from phase2_optimization.builders import Workshop, compiler_cache
-    from phase2_optimization.runtimes import is_installed
     from phase2_optimization.variants import CALIBRATED
 
     images = []

@@ -18,7 +18,8 @@ from common.fast_inference import fast_graph
 from common.fastpath import fold_batchnorm
 from common.fastpath_boxes import cached_anchors, thresholded_first
 from common.fastpath_layers import fast_roi_pool
-from common.inference_graph import InferenceGraph, batch_predictor, graph_predictor
+from common.inference_graph import InferenceGraph, graph_predictor
+from common.predictors import batch_predictor
 from common.low_precision import replace_heavy_modules
 from common.models import (
     Detections,

@@ -1,27 +1,20 @@
 """The rungs that run the exported graph in another runtime: ONNX Runtime and OpenVINO."""
 
-import contextlib
-import importlib.util
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common import onnx_graph
-from common.inference_graph import InferenceGraph, batch_predictor
+from common import environment, onnx_graph, openvino_runtime
+from common.inference_graph import InferenceGraph
 from common.models import Predictor, proposals_of
-from common.openvino_graph import PRODUCTS, network_operations, with_fp32_coordinates
+from common.openvino_runtime import EXTRAS
+from common.predictors import batch_predictor
 from phase2_optimization.builders import VariantUnavailableError, Workshop
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
-
-NOT_QUANTISED = {"Constant", "Parameter", "Result"}  # NNCF wants to hear of operations only
-EXTRAS = "pip install -r requirements-extras.txt"
 
 
 def onnxruntime(model: "FasterRCNN", workshop: Workshop) -> Predictor:
@@ -56,108 +49,26 @@ def openvino(precision: str) -> Callable[["FasterRCNN", Workshop], Predictor]:
 
     def build(model: "FasterRCNN", workshop: Workshop) -> Predictor:
         _require("openvino", EXTRAS)
-        import openvino
-
-        core = openvino.Core()
-        if precision == "bf16" and "BF16" not in core.get_property(
-            "CPU", "OPTIMIZATION_CAPABILITIES"
-        ):
+        if precision == "bf16" and not openvino_runtime.has_bfloat16():
             raise VariantUnavailableError("this processor has no bfloat16 instructions")
-        exported = core.read_model(str(_exported(model, workshop.folder)))
-        if precision != "f32":
-            exported = with_fp32_coordinates(exported)
-        return _openvino_predictor(exported, precision, workshop)
+        exported = openvino_runtime.read_model(_exported(model, workshop.folder))
+        return openvino_runtime.openvino_predictor(exported, precision, workshop.threads)
 
     return build
 
 
 def openvino_int8(model: "FasterRCNN", workshop: Workshop) -> Predictor:
-    """Weights and activations of convolutions and matrix products in 8 bits, by NNCF's calibration
-    on training images (https://arxiv.org/abs/2002.08679)."""
+    """Convolutions and matrix products in 8 bits, calibrated on training images."""
     _require("openvino", EXTRAS)
     _require("nncf", EXTRAS)
-    import openvino
-
     file = workshop.folder / "int8.xml"
-    core = openvino.Core()
     if not file.exists():
         if not workshop.calibration:
             raise VariantUnavailableError("no training images to calibrate on")
-        exported = core.read_model(str(_exported(model, workshop.folder)))
-        with without_chatter():
-            quantised = _quantised(exported, workshop.calibration)
-        openvino.save_model(quantised, str(file))
-    return _openvino_predictor(core.read_model(str(file)), "f32", workshop)
-
-
-def _quantised(model: Any, calibration: Sequence[np.ndarray]) -> Any:
-    """8 bits hold activations, but not coordinates: all but the networks stays in FP32, and so do
-    the box predictor's matrix products, which end in coordinates (and cost next to nothing)."""
-    import nncf
-    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
-
-    networks = network_operations(model)
-    outside = [
-        operation.get_friendly_name()
-        for operation in model.get_ops()
-        if operation.get_type_name() not in NOT_QUANTISED
-        and (operation.get_friendly_name() not in networks or _is_of_box_predictor(operation))
-    ]
-    return nncf.quantize(
-        model,
-        nncf.Dataset([image[None] for image in calibration]),
-        subset_size=len(calibration),
-        preset=nncf.QuantizationPreset.MIXED,  # activations need not be symmetric
-        advanced_parameters=nncf.AdvancedQuantizationParameters(
-            # A single outlier would stretch the range, and leave few of 256 steps to the rest
-            activations_range_estimator_params=RangeEstimatorParametersSet.MEAN_QUANTILE
-        ),
-        ignored_scope=nncf.IgnoredScope(names=outside, validate=False),
-    )
-
-
-@contextlib.contextmanager
-def without_chatter() -> Iterator[None]:
-    """Keeps notes, warnings and progress bars of other libraries out of the terminal.
-
-    NNCF prints bars, and has PyTorch look for a CUDA compiler, which it warns of on a CPU. What
-    they log as an error, or raise, is still heard.
-    """
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _is_of_box_predictor(operation: Any) -> bool:
-    weights = (entry.get_source_output().get_node() for entry in operation.inputs())
-    is_product = operation.get_type_name() in PRODUCTS
-    return is_product and any("box_predictor" in node.get_friendly_name() for node in weights)
-
-
-def _openvino_predictor(model: Any, precision: str, workshop: Workshop) -> Predictor:
-    import openvino
-
-    compiled = openvino.Core().compile_model(
-        model,
-        "CPU",
-        {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": workshop.threads,
-        },
-    )
-    request = compiled.create_infer_request()
-
-    def run(batch: np.ndarray) -> list[np.ndarray]:
-        outputs = request.infer({onnx_graph.INPUT_NAME: batch})
-        return [outputs[name] for name in onnx_graph.OUTPUT_NAMES]
-
-    return batch_predictor(run)
+        exported = _exported(model, workshop.folder)
+        openvino_runtime.quantise(exported, file, workshop.calibration)
+    quantised = openvino_runtime.read_model(file)
+    return openvino_runtime.openvino_predictor(quantised, "f32", workshop.threads)
 
 
 def _exported(model: "FasterRCNN", folder: Path) -> Path:
@@ -171,12 +82,5 @@ def _exported(model: "FasterRCNN", folder: Path) -> Path:
 
 
 def _require(package: str, remedy: str) -> None:
-    if not is_installed(package):
+    if not environment.is_installed(package):
         raise VariantUnavailableError(f"{package} is not installed: {remedy}")
-
-
-def is_installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ValueError:  # made absent on purpose
-        return False

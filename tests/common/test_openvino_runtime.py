@@ -1,4 +1,4 @@
-"""What other libraries may say in the terminal while a runtime is made ready."""
+"""What other libraries may say in the terminal while the runtime is made ready."""
 
 import logging
 import sys
@@ -7,11 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
-from phase2_optimization import runtimes
-from phase2_optimization.builders import Workshop
-from phase2_optimization.runtimes import without_chatter
+from common import openvino_runtime
+from common.openvino_runtime import without_chatter
 
 
 def test_chatter_is_kept_out_and_errors_are_not(capsys, caplog):
@@ -34,7 +32,7 @@ def test_what_is_raised_gets_out_and_all_is_as_before():
         warnings.warn("this will change", FutureWarning, stacklevel=1)
 
 
-def test_int8_is_built_without_chatter(monkeypatch, tmp_path, capsys, caplog):
+def test_int8_is_made_without_chatter(monkeypatch, tmp_path, capsys, caplog):
     """OpenVINO and NNCF are stood in for; what NNCF says on a CPU is a line of PyTorch's log."""
 
     def quantised(model, calibration):
@@ -46,13 +44,9 @@ def test_int8_is_built_without_chatter(monkeypatch, tmp_path, capsys, caplog):
     core = SimpleNamespace(read_model=lambda file: file)
     openvino = SimpleNamespace(Core=lambda: core, save_model=lambda *what: saved.append(what))
     monkeypatch.setitem(sys.modules, "openvino", openvino)
-    monkeypatch.setattr(runtimes, "_require", lambda *_: None)
-    monkeypatch.setattr(runtimes, "_exported", lambda *_: tmp_path / "model.onnx")
-    monkeypatch.setattr(runtimes, "_quantised", quantised)
-    monkeypatch.setattr(runtimes, "_openvino_predictor", lambda file, *_: file)
-    shop = Workshop(torch.device("cpu"), tmp_path, [np.zeros((4, 6, 3), np.uint8)], 1)
-    int8 = str(tmp_path / "int8.xml")
-    assert runtimes.openvino_int8(None, shop) == int8
-    assert saved == [(str(tmp_path / "model.onnx"), int8)]
+    monkeypatch.setattr(openvino_runtime, "_quantised", quantised)
+    source, target = tmp_path / "model.onnx", tmp_path / "int8.xml"
+    openvino_runtime.quantise(source, target, [np.zeros((4, 6, 3), np.uint8)])
+    assert saved == [(str(source), str(target))]
     assert capsys.readouterr() == ("", "")
     assert caplog.records == []
