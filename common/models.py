@@ -243,7 +243,9 @@ def exact_resize_transform(model: "FasterRCNN", min_size: int, max_size: int) ->
     from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
     class ExactResizeTransform(GeneralizedRCNNTransform):
-        def resize(self, image, target=None):
+        def resize(
+            self, image: torch.Tensor, target: dict[str, torch.Tensor] | None = None
+        ) -> tuple[torch.Tensor, dict[str, torch.Tensor] | None]:
             height, width = image.shape[-2:]
             size = resized_size(height, width, self.min_size[-1], self.max_size)
             if size == (height, width):
@@ -330,22 +332,20 @@ def load_model(path: Path | None, device: "torch.device") -> LoadedModel:
 
 
 def rebuild_model(checkpoint: Mapping[str, Any]) -> "FasterRCNN":
-    """The model of a checkpoint, on the CPU, also which of its layers do not train.
+    """The model of a checkpoint, on the CPU, also how wide its layers are and which do not train.
 
     torchvision gives detectors with pretrained weights frozen normalisation layers and untrained
     ones ordinary layers: what a checkpoint needs is known from itself, without fetching weights.
     """
-    model = build_model(
-        checkpoint["architecture"],
-        checkpoint["num_classes"],
-        min_size=checkpoint["min_size"],
-        max_size=checkpoint["max_size"],
-    )
+    from common.hidden_channels import load_weights  # needs torch
+
+    sizes = {key: checkpoint[key] for key in ("min_size", "max_size")}
+    model = build_model(checkpoint["architecture"], checkpoint["num_classes"], **sizes)
     if "anchor_sizes" in checkpoint:
         anchors.set_anchor_sizes(model, checkpoint["anchor_sizes"])
     if checkpoint.get("frozen_norm_eps") is not None:
         freeze_norms(model, checkpoint["frozen_norm_eps"])
-    model.load_state_dict(checkpoint["model_state_dict"])
+    load_weights(model, checkpoint["model_state_dict"])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in checkpoint.get("frozen", ()))
     return model

@@ -20,7 +20,14 @@ from phase1_training import rng
 from phase1_training.distributed import Ranks
 from phase1_training.loading import Batch
 from phase1_training.nonfinite import StepMonitor
-from phase1_training.recipe import AMP_DTYPES, ModelEMA, Recipe, build_optimizer, learning_rate
+from phase1_training.recipe import (
+    AMP_DTYPES,
+    ModelEMA,
+    Recipe,
+    build_optimizer,
+    hold_zeros,
+    learning_rate,
+)
 
 
 @dataclass
@@ -97,6 +104,8 @@ class Trainer:
         self.steps_per_epoch = steps_per_epoch
         self.ranks = ranks
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if recipe.keep_zeros:
+            hold_zeros(self.parameters)
         self.optimizer = build_optimizer(model, recipe, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
         self.ema = ModelEMA(model, recipe.ema_decay) if recipe.ema_decay else None

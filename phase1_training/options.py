@@ -143,6 +143,11 @@ def _add_regularisation(recipe: argparse._ArgumentGroup) -> None:
         default=COLOR_JITTER,
         help="largest relative change of brightness, contrast and saturation",
     )
+    recipe.add_argument(
+        "--keep-zeros",
+        action="store_true",
+        help="weights that are zero in --model-path stay zero (a pruned model)",
+    )
 
 
 def _batch_size(text: str) -> int | None:
@@ -186,6 +191,7 @@ def make_recipe(args: argparse.Namespace, run: "Run", ranks: "Ranks") -> "Recipe
         crop_probability=(
             CROP_PROBABILITY[is_demo] if args.crop_probability is None else args.crop_probability
         ),
+        keep_zeros=args.keep_zeros,
     )
 
 

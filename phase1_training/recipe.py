@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ class Recipe:
     min_sizes: tuple[int, ...]  # short sides after the resize, px; each batch takes one of them
     color_jitter: float  # largest relative change of brightness, contrast and saturation
     crop_probability: float  # how often a random part of the image is trained on
+    keep_zeros: bool = False  # weights that are zero at the start stay zero: a pruned model
 
 
 def build_optimizer(
@@ -72,6 +74,18 @@ def build_optimizer(
         for p in parameters:
             sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return sgd
+
+
+def hold_zeros(parameters: Iterable[nn.Parameter]) -> None:
+    """Lets weights that are zero now stay so: their gradients are zero from now on.
+
+    Neither optimizer moves such a weight: momentum and moments begin at zero, and weight decay
+    takes a share of nothing. Biases and normalisation, which begin at zero, are left alone.
+    """
+    for parameter in parameters:
+        if parameter.ndim > 1:
+            is_kept = parameter.detach() != 0
+            parameter.register_hook(lambda gradient, is_kept=is_kept: gradient * is_kept)
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

@@ -176,7 +176,7 @@ def checkpoint_to_continue(run: Run, settings: dict[str, Any]) -> dict[str, Any]
         UserError: nothing to continue, or the run was another one; the difference is named.
     """
     path, checkpoint = run.output / "last.pth", load_last(run)
-    saved = checkpoint["settings"]
+    saved = {"keep_zeros": False} | checkpoint["settings"]  # older checkpoints do not say
     for key, value in settings.items():
         if saved.get(key) != value:
             shown = 12 if "sha256" in key else 80

@@ -9,7 +9,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from common.cli import UserError
 from common.models import build_model
-from phase1_training.recipe import ModelEMA, build_optimizer, learning_rate, set_trainable_stages
+from phase1_training.recipe import (
+    ModelEMA,
+    build_optimizer,
+    hold_zeros,
+    learning_rate,
+    set_trainable_stages,
+)
 from tests.training_batches import CPU, SGD, small_detector
 
 HALF = replace(SGD, learning_rate=0.5)
@@ -69,6 +75,24 @@ def test_a_first_step_that_is_skipped_leaves_no_trace(optimizer):
         made.step()
     for first, second in zip(*(m.parameters() for m in models), strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weights_that_are_zero_stay_zero_and_biases_do_not(optimizer):
+    model = nn.Linear(3, 2)
+    model.weight.data.copy_(torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]]))
+    model.bias.data.zero_()
+    hold_zeros(model.parameters())
+    recipe = replace(HALF, optimizer=optimizer, momentum=0.9, weight_decay=0.1)
+    made = build_optimizer(model, recipe, CPU)
+    before = model.weight.detach().clone()
+    for step in range(5):
+        made.zero_grad()
+        model(torch.full((4, 3), step + 1.0)).square().sum().backward()
+        made.step()
+    assert ((model.weight == 0) == (before == 0)).all()
+    assert (model.weight[before != 0] != before[before != 0]).all()
+    assert (model.bias != 0).all()
 
 
 @pytest.mark.parametrize(
