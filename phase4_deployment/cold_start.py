@@ -1,77 +1,110 @@
-"""What a format costs from a cold start: run as a child process by export_all.py.
+"""What a format costs from a cold start: each file is loaded in a process of its own.
 
-    python phase4_deployment/cold_start.py outputs/deployment/model.onnx images.npz 2
+    python phase4_deployment/cold_start.py onnx_fp32 outputs/deployment/model.onnx images.npz 2
 
-Prints one JSON object: seconds to import what the format needs and to load it, milliseconds of
-the first inference, the peak resident set of the process, and the detections on the images of
-the .npz (uint8 RGB arrays), by which the caller knows that the file itself was read back right.
+As a script, which is the child process, it prints one JSON object: seconds to import what the
+format needs and to load it, milliseconds of the first inference, the peak resident set of the
+process, and the detections on the images of the .npz (uint8 RGB arrays), by which the caller knows
+that the file itself was read back right.
 """
 
 import json
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/cold_start.py` finds common/
 
+from phase4_deployment.formats import catalogue
 
-def import_pytorch() -> None:
-    import torch  # noqa: F401
-    import torchvision  # noqa: F401  (the .pt2 file names its operators)
+if TYPE_CHECKING:
+    import numpy as np
 
-    from common import inference_graph, models  # noqa: F401
-
-
-def import_onnxruntime() -> None:
-    import onnxruntime  # noqa: F401
-
-    from common import onnx_detector  # noqa: F401
+    from phase4_deployment.formats.base import Format
 
 
-def load_pth(path: Path, threads: int) -> Callable:
+def measure_cold_starts(formats: "Sequence[Format]", images: "Sequence[np.ndarray]") -> None:
+    """Loads each shipped file in a process of its own; a file that reads back wrong is rejected.
+
+    Fills in `extra["cold_start"]` and `extra["peak_memory_mib"]` (of that process).
+
+    Args:
+        images: uint8 RGB (H, W, 3).
+    """
+    import numpy as np
+
+    from common.cli import log
+
+    with tempfile.TemporaryDirectory() as name:
+        archive = Path(name) / "images.npz"
+        np.savez(archive, *images)
+        for item in formats:
+            if item.file is None or item.predict is None or not item.is_shipped:
+                continue
+            log.info("Loading %s in a process of its own", item.file.name)
+            done = _run_alone(item.name, item.file, archive)
+            if done.returncode:
+                item.status = f"rejected: cannot be loaded ({done.stderr.strip()[-200:]})"
+                continue
+            result = json.loads(done.stdout)
+            detections = result.pop("detections")
+            item.extra["peak_memory_mib"] = result.pop("peak_memory_mib")
+            item.extra["cold_start"] = result
+            _compare_reloaded(item, detections, images)
+
+
+def _run_alone(name: str, file: Path, archive: Path) -> "subprocess.CompletedProcess[str]":
     import torch
 
-    from common.models import load_model, stock_predictor
-
-    torch.set_num_threads(threads)
-    cpu = torch.device("cpu")
-    return stock_predictor(load_model(path, cpu).model, cpu)
-
-
-def load_pt2(path: Path, threads: int) -> Callable:
-    import torch
-
-    from common.inference_graph import graph_predictor
-
-    torch.set_num_threads(threads)
-    # The guards of an export refuse feature maps of one row, on which the program is right.
-    program = torch.export.load(path).module(check_guards=False)
-    return graph_predictor(program, torch.device("cpu"))
+    arguments = (name, str(file), str(archive), str(torch.get_num_threads()))
+    return subprocess.run(
+        [sys.executable, str(Path(__file__)), *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
 
 
-def load_onnx(path: Path, threads: int) -> Callable:
-    from common.onnx_detector import OnnxDetector
+def _compare_reloaded(
+    item: "Format", detections: Sequence[Sequence], images: "Sequence[np.ndarray]"
+) -> None:
+    import numpy as np
 
-    return OnnxDetector(path, "cpu", threads)
+    from common.evaluation import compare_detections
+    from common.models import Detections
+    from phase4_deployment.measuring import MIN_MATCHED
+
+    assert item.predict is not None
+    expected = [item.predict([image])[0] for image in images]
+    actual = [
+        Detections(
+            np.asarray(boxes, np.float32).reshape(-1, 4),
+            np.asarray(scores, np.float32),
+            np.asarray(labels, np.int64),
+        )
+        for boxes, scores, labels in detections
+    ]
+    matched = compare_detections(expected, actual)["matched"] or 0.0
+    if matched < MIN_MATCHED:
+        item.status = f"rejected: the file read back agrees on {matched:.3f} of the boxes only"
 
 
-LOADERS: dict[str, tuple[Callable[[], None], Callable[[Path, int], Callable]]] = {
-    ".pth": (import_pytorch, load_pth),
-    ".pt2": (import_pytorch, load_pt2),
-    ".onnx": (import_onnxruntime, load_onnx),
-}
+# --- the child process ------------------------------------------------------------------------
 
 
-def cold_start(path: Path, images_file: Path, threads: int) -> dict[str, Any]:
+def cold_start(name: str, path: Path, images_file: Path, threads: int) -> dict[str, Any]:
     """See the head of this file; runs in a fresh process only."""
-    import_libraries, load = LOADERS[path.suffix]
+    module = catalogue.FORMATS[name]
     started = perf_counter()
-    import_libraries()
+    module.import_libraries()
     imported = perf_counter()
-    predict = load(path, threads)
+    predict = module.load(path, threads)
     loaded = perf_counter()
 
     import numpy as np
@@ -94,8 +127,9 @@ def cold_start(path: Path, images_file: Path, threads: int) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    path, images_file, threads = (argv or sys.argv[1:])[:3]
-    sys.stdout.write(json.dumps(cold_start(Path(path), Path(images_file), int(threads))))
+    name, path, images_file, threads = (argv or sys.argv[1:])[:4]
+    result = cold_start(name, Path(path), Path(images_file), int(threads))
+    sys.stdout.write(json.dumps(result))
     return 0
 
 

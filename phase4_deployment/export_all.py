@@ -5,10 +5,11 @@
         --model-path outputs/models/best_model.pth \\
         --output-dir outputs/deployment \\
         --batch-sizes 1,2,4,8,16,32
+    python phase4_deployment/export_all.py --formats all        # also those that take minutes
 
-model.pth (PyTorch), model.onnx, model_int8.onnx (static INT8), model.pt2 (torch.export), and what
-runs them without PyTorch: detect.py with phase 3's own files, labels.json, requirements.txt,
-README.md, package_info.json. The same goes into a .zip beside the folder, and is tried from there.
+The formats, and what runs ONNX without PyTorch: detect.py with phase 3's own files, labels.json,
+requirements.txt, README.md, package_info.json. The same goes into a .zip beside the folder, and is
+tried from there.
 A format beyond its tolerance is left out, and the exit status is then 2 although the rest is there.
 All formats run on the CPU; batch sizes above 1 are timed as far as --time-budget-s reaches.
 
@@ -16,11 +17,8 @@ Reports to outputs/metrics/export.json, export_comparison.png and quantization.j
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,20 +29,19 @@ sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/export_all.py` fin
 from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
 from phase4_deployment import quantization
+from phase4_deployment.formats import catalogue
+from phase4_deployment.formats.base import OK
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from common.inference_graph import InferenceGraph
-    from common.models import LoadedModel, Predictor
-    from phase4_deployment.measuring import Format, ValImages
+    from common.models import LoadedModel
+    from phase4_deployment.formats.base import Format, Ingredients
+    from phase4_deployment.measuring import ValImages
 
 BATCH_SIZES = "1,2,4,8,16,32"
 TIME_BUDGET_S = 20.0
 LATENCY_BUDGET_MS = 100.0
 COLD_START_IMAGES = 3
 REPORTS = ("export.json", "quantization.json", "export_comparison.png")
-SHIPPED_STATUS = "ok"
 
 
 def export_all(
@@ -52,6 +49,7 @@ def export_all(
     data_path: Path | None,
     *,
     output_dir: Path,
+    names: Sequence[str],
     batch_sizes: Sequence[int],
     calibration_images: int,
     max_map_drop: float,
@@ -64,6 +62,9 @@ def export_all(
 ) -> None:
     """Builds, measures and verifies the package, then puts it in place of an older one.
 
+    Args:
+        names: of the formats; the baseline and what the package runs are always built.
+
     Raises:
         UserError: missing or unfit inputs, an output folder of somebody else, an ONNX export that
             differs from PyTorch (nothing is replaced), or a format that was left out (the rest
@@ -71,7 +72,8 @@ def export_all(
     """
     import torch
 
-    from phase4_deployment import measuring, package_files, package_trial
+    from phase4_deployment import cold_start, measuring, package_files, package_trial
+    from phase4_deployment.formats.base import Ingredients
     from phase4_deployment.quantize import load_inputs
     from phase4_deployment.quantize import report as quantization_report
 
@@ -81,13 +83,20 @@ def export_all(
     loaded, train, val = load_inputs(model_path, data_path, cpu := torch.device("cpu"))
     images = measuring.ValImages(val, max_images)
     with package_files.package_folder(output_dir) as folder, tempfile.TemporaryDirectory() as other:
-        calibration = (train, images, calibration_images, max_map_drop)
-        formats = build_formats(loaded, folder, Path(other), *calibration)
-        measure_cold_starts(formats, images.images[:COLD_START_IMAGES])
+        ingredients = Ingredients(
+            loaded,
+            folder=folder,
+            scratch=Path(other),
+            calibration=quantization.calibration_records(train, calibration_images),
+            val=images,
+            max_map_drop=max_map_drop,
+        )
+        formats = build_formats(names, ingredients)
+        cold_start.measure_cold_starts(formats, images.images[:COLD_START_IMAGES])
         budgets = {"time_budget_s": time_budget_s, "latency_budget_ms": latency_budget_ms}
         timing: dict[str, Any] = {"rounds": num_iterations, "batch_sizes": batch_sizes, **budgets}
         rows, skipped = measuring.measure_formats(formats, images, **timing, device=cpu, seed=seed)
-        package_files.leave_out(folder, rows, SHIPPED_STATUS)
+        package_files.leave_out(formats, rows)
         python, tried_in = package_trial.interpreter(Path(other) / "environment")
         report = {
             **quantization_report(rows, loaded, train, val, calibration_images),
@@ -97,7 +106,8 @@ def export_all(
             "tried_in": tried_in,
             **budgets,
         }
-        shipped = [row for row in rows if row["name"] != "pytorch_int8_dynamic"]
+        for_comparison = {item.name for item in formats if not item.is_shipped}
+        shipped = [row for row in rows if row["name"] not in for_comparison]
         package_files.write_small_files(folder, loaded, shipped, report, images.images)
         archive = package_files.write_archive(folder, output_dir.name)
         report["package_check"] = check_package(archive, python, formats, rows, images, loaded)
@@ -130,146 +140,10 @@ def _tell_what_was_left_out(output_dir: Path, shipped: Sequence[dict[str, Any]])
             )
 
 
-def build_formats(
-    loaded: "LoadedModel",
-    folder: Path,
-    other: Path,
-    train: Any,
-    images: Any,
-    calibration_images: int,
-    max_map_drop: float,
-) -> list["Format"]:
-    """Writes every format, the shipped ones into `folder`; the baseline is the first."""
-    import torch
-
-    from common.inference_graph import InferenceGraph, graph_predictor
-    from common.models import save_model
-    from phase4_deployment.export_onnx import GATE_IMAGES, export_onnx
-    from phase4_deployment.measuring import Format
-    from phase4_deployment.quantize import baseline, dynamic_format, int8_format
-
-    cpu = torch.device("cpu")
-    pth, onnx, pt2 = (folder / f"model.{suffix}" for suffix in ("pth", "onnx", "pt2"))
-    description: dict[str, Any] = {
-        "architecture": loaded.architecture,
-        "class_names": list(loaded.class_names),
-        "category_ids": list(loaded.category_ids),
-    }
-    save_model(pth, loaded.model, summary=description, **description)
-    stock = baseline(loaded, cpu)
-    stock.file = pth
-    log.info("Exporting model.onnx")
-    parity = export_onnx(loaded, onnx, images=images.images[:GATE_IMAGES])
-    log.info("Exporting model.pt2")
-    program = export_program(InferenceGraph(loaded.model), pt2)
-    log.info("Quantising")
-    return [
-        stock,
-        Format("torchscript", None, "pytorch", None, status=try_torchscript(loaded.model)),
-        Format("pytorch_export", pt2, "pytorch", graph_predictor(program, cpu)),
-        Format(
-            "onnx_fp32",
-            onnx,
-            "onnxruntime",
-            quantization.onnx_predictor(onnx),
-            extra={"export_gate": parity},
-        ),
-        int8_format(
-            onnx, folder / "model_int8.onnx", train, images, calibration_images, max_map_drop
-        ),
-        dynamic_format(loaded, other / "model_int8_dynamic.pth", max_map_drop),
-    ]
-
-
-def export_program(graph: "InferenceGraph", path: Path) -> Any:
-    """Saves a torch.export program with dynamic batch, height and width; returns its module.
-
-    The guards that the export derives refuse feature maps of one row or column, on which the
-    program is right all the same; they are left out here and when loading.
-    """
-    import torch
-
-    dynamic = torch.export.Dim.DYNAMIC
-    example = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)
-    with torch.no_grad():
-        program = torch.export.export(
-            graph, (example,), dynamic_shapes=({0: dynamic, 1: dynamic, 2: dynamic},)
-        )
-    with artifacts.atomic_path(path) as temporary:
-        torch.export.save(program, temporary)
-    return program.module(check_guards=False)
-
-
-def try_torchscript(model: Any) -> str:
-    """The status of TorchScript: what torch.jit.trace answers to a detector, in its own words."""
-    import torch
-
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            torch.jit.trace(model, ([torch.zeros(3, 64, 64)],))
-    except RuntimeError as error:
-        return f"unsupported: {str(error).strip().splitlines()[0]}"
-    return "unsupported: traced for one image of one size only"
-
-
-def measure_cold_starts(formats: Sequence["Format"], images: "Sequence[np.ndarray]") -> None:
-    """Loads each shipped file in a process of its own; a file that reads back wrong is rejected.
-
-    Fills in `extra["cold_start"]` and `extra["peak_memory_mib"]` (of that process).
-    """
-    import numpy as np
-    import torch
-
-    with tempfile.TemporaryDirectory() as name:
-        archive = Path(name) / "images.npz"
-        np.savez(archive, *images)
-        for item in formats:
-            if item.file is None or item.predict is None or item.name == "pytorch_int8_dynamic":
-                continue
-            log.info("Loading %s in a process of its own", item.file.name)
-            done = subprocess.run(
-                [
-                    *(sys.executable, str(Path(__file__).with_name("cold_start.py"))),
-                    *(str(item.file), str(archive), str(torch.get_num_threads())),
-                ],
-                capture_output=True,
-                text=True,
-                encoding="utf-8",
-                check=False,
-            )
-            if done.returncode:
-                item.status = f"rejected: cannot be loaded ({done.stderr.strip()[-200:]})"
-                continue
-            result = json.loads(done.stdout)
-            detections = result.pop("detections")
-            item.extra["peak_memory_mib"] = result.pop("peak_memory_mib")
-            item.extra["cold_start"] = result
-            _compare_reloaded(item, detections, images)
-
-
-def _compare_reloaded(
-    item: "Format", detections: Sequence[Sequence], images: "Sequence[np.ndarray]"
-) -> None:
-    import numpy as np
-
-    from common.evaluation import compare_detections
-    from common.models import Detections
-    from phase4_deployment.measuring import MIN_MATCHED
-
-    predict: Predictor = item.predict  # type: ignore[assignment]
-    expected = [predict([image])[0] for image in images]
-    actual = [
-        Detections(
-            np.asarray(boxes, np.float32).reshape(-1, 4),
-            np.asarray(scores, np.float32),
-            np.asarray(labels, np.int64),
-        )
-        for boxes, scores, labels in detections
-    ]
-    matched = compare_detections(expected, actual)["matched"] or 0.0
-    if matched < MIN_MATCHED:
-        item.status = f"rejected: the file read back agrees on {matched:.3f} of the boxes only"
+def build_formats(names: Sequence[str], ingredients: "Ingredients") -> list["Format"]:
+    """Writes the formats of these names; the baseline is the first."""
+    wanted = {*names, *catalogue.NEEDED}
+    return [module.build(ingredients) for module in catalogue.ALL if module.NAME in wanted]
 
 
 def check_package(
@@ -303,7 +177,7 @@ def check_package(
     with package_trial.unpacked(archive, python) as trial:
         trial.run("--verify", "--device", "cpu")
         for item in formats:
-            if item.name in judges and item.file and status[item.name] == SHIPPED_STATUS:
+            if item.name in judges and item.file and status[item.name] == OK:
                 judge = judges[item.name].predict
                 assert judge is not None
                 name, expected = item.file.name, judge([image])[0]
@@ -315,11 +189,29 @@ def check_package(
     return checked
 
 
+def format_names(text: str) -> list[str]:
+    """The value of --formats."""
+    names = cli.names(text)
+    if names == ["all"]:
+        return list(catalogue.FORMATS)
+    for name in names:
+        if name not in catalogue.FORMATS:
+            what, remedy = cli.unknown_choice(name, [*catalogue.FORMATS, "all"])
+            raise argparse.ArgumentTypeError(f"{what} – {remedy}")
+    return names
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(description=__doc__)
     quantization.add_arguments(parser)
     parser.add_argument(
         "--output-dir", type=Path, default=paths.DEPLOYMENT, help="the deployment folder"
+    )
+    parser.add_argument(
+        "--formats",
+        type=format_names,
+        default=",".join(catalogue.DEFAULT),
+        help=f"comma-separated, of {', '.join(catalogue.FORMATS)}; or all",
     )
     parser.add_argument(
         "--batch-sizes", type=cli.positive_int_list, default=BATCH_SIZES, help="comma-separated"
@@ -353,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.model_path,
             args.data_path,
             output_dir=args.output_dir.resolve(),
+            names=args.formats,
             batch_sizes=args.batch_sizes,
             calibration_images=args.calibration_images,
             max_map_drop=args.max_map_drop,

@@ -28,8 +28,7 @@ from phase4_deployment import parity
 if TYPE_CHECKING:
     import numpy as np
 
-    from common.models import LoadedModel, Predictor
-    from common.onnx_detector import OnnxDetector
+    from common.models import LoadedModel
 
 GATE_IMAGES = 8  # images of the val split that the gate's pictures are cut from
 
@@ -79,13 +78,6 @@ def export_onnx(
         if not measured["holds"]:
             raise ParityError(path, measured)
     return measured
-
-
-def onnx_predictor(detector: "OnnxDetector") -> "Predictor":
-    """A Predictor over the shipped package's own OnnxDetector."""
-    from common.models import Detections
-
-    return lambda images: [Detections(*found[:3]) for found in detector(images)]
 
 
 def metadata(loaded: "LoadedModel", graph: Any) -> dict[str, str]:

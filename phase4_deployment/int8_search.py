@@ -13,6 +13,7 @@ from common.coco import CocoSplit, ImageRecord, read_image
 from common.evaluation import coco_map
 from common.models import Detections, Predictor
 from phase4_deployment import quantization
+from phase4_deployment.formats import onnx_fp32
 
 CONFIDENT = 0.5  # FP32 detections from here on count as what an INT8 model should find
 
@@ -63,7 +64,7 @@ def quantize_within_budget(
     def attempt(float_groups: Sequence[str]) -> bool:
         nodes = [node for group in float_groups for node in groups[group]]
         quantization.quantize_static(source, target, calibration, nodes)
-        value = measure_map(quantization.onnx_predictor(target))
+        value = measure_map(onnx_fp32.predictor(target))
         drop = kept_drop[len(float_groups)] = fp32_map - value
         trials.append({"float_groups": list(float_groups), "map": value, "map_drop": drop})
         log.info("INT8 with %s in float: mAP drop %.4f", ", ".join(float_groups) or "nothing", drop)
@@ -96,7 +97,7 @@ def rank_by_damage(
     truth, so that the validation images do not choose.
     """
     images = [read_image(record.path, (record.width, record.height)) for record in calibration]
-    predict = quantization.onnx_predictor(source)
+    predict = onnx_fp32.predictor(source)
     expected = [predict([image])[0] for image in images]
     classes = max((int(found.labels.max()) for found in expected if len(found.labels)), default=1)
     truth = _as_truth(calibration, expected, classes)
@@ -106,7 +107,7 @@ def rank_by_damage(
         for name in groups:
             others = [node for other in groups if other != name for node in groups[other]]
             quantization.quantize_static(source, target, calibration, others)
-            predict = quantization.onnx_predictor(target)
+            predict = onnx_fp32.predictor(target)
             value = coco_map(truth, [predict([image])[0] for image in images])["map"]
             agreement[name] = 1.0 if value is None else value
             log.info("  %s alone in INT8: agreement %.3f", name, agreement[name])

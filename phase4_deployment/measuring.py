@@ -3,8 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,38 +13,15 @@ from common.coco import CocoSplit, read_image
 from common.comparison import MIN_EFFECT, interval_text
 from common.evaluation import coco_map, compare_detections
 from common.models import Detections, Predictor
+from phase4_deployment.formats import pytorch_fp32
+from phase4_deployment.formats.base import OK, Format
 
 if TYPE_CHECKING:
     import torch
 
-BASELINE = "pytorch_fp32"
+BASELINE = pytorch_fp32.NAME
 MIN_MATCHED, MAX_BOX_ERROR_PX, MAX_MAP_CHANGE = 0.99, 0.5, 0.001  # of a format in FP32
 BATCH_ROUNDS = 3  # timed rounds of a batch above the first: throughput needs no percentiles
-
-
-@dataclass
-class Format:
-    """One way of running the detector.
-
-    Attributes:
-        name: of the row.
-        file: what is shipped; None where there is nothing to ship.
-        runtime: "pytorch" or "onnxruntime".
-        predict: None when the format cannot run; `status` says why.
-        same_runtime: name of the FP32 format of the same runtime, if this is not it.
-        max_map_drop: mAP it may lose; None asks for equality with the baseline (FP32).
-        status: "ok", "rejected: …", "unsupported: …" or "unavailable: …".
-        extra: further keys of the row.
-    """
-
-    name: str
-    file: Path | None
-    runtime: str
-    predict: Predictor | None
-    same_runtime: str | None = None
-    max_map_drop: float | None = None
-    status: str = "ok"
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class ValImages:
@@ -58,6 +33,9 @@ class ValImages:
 
     def detect(self, predict: Predictor) -> list[Detections]:
         return [predict([image])[0] for image in self.images]
+
+    def map_of(self, predict: Predictor) -> float:
+        return coco_map(self.split, self.detect(predict))["map"] or 0.0
 
     def batch(self, size: int) -> list[np.ndarray]:
         """`size` images of the most common shape, repeated when there are fewer."""
@@ -102,7 +80,7 @@ def measure_formats(
             "name": item.name,
             "file": None if item.file is None else item.file.name,
             "runtime": item.runtime,
-            "size_mib": None if item.file is None else item.file.stat().st_size / timing.MIB,
+            "size_mib": _size_mib(item),
             "latency_ms": None,
             "throughput_img_s": None,
             "optimal_batch_size": None,
@@ -122,6 +100,10 @@ def measure_formats(
         rows.append(row)
         _log_row(row)
     return rows, skipped
+
+
+def _size_mib(item: Format) -> float | None:
+    return sum(file.stat().st_size for file in item.files) / timing.MIB if item.files else None
 
 
 def _accuracy(formats: Sequence[Format], val: ValImages) -> dict[str, dict[str, Any]]:
@@ -224,13 +206,13 @@ def best_batch(
 
 def verdict(item: Format, row: dict[str, Any], baseline_map: float | None) -> str:
     """ "ok", or "rejected: …" naming the tolerance that a measured format does not hold."""
-    if item.status != "ok":
+    if item.status != OK:
         return item.status
     drop = (baseline_map or 0.0) - (row["map"] or 0.0)
     if item.max_map_drop is not None:
         if drop > item.max_map_drop:
             return f"rejected: mAP drop {drop:.4f} over the budget of {item.max_map_drop}"
-        return "ok"
+        return OK
     parity = row["parity"]
     if parity["matched"] < MIN_MATCHED:
         return f"rejected: {parity['matched']:.3f} of the boxes matched, {MIN_MATCHED} needed"
@@ -238,7 +220,7 @@ def verdict(item: Format, row: dict[str, Any], baseline_map: float | None) -> st
         return f"rejected: a box differs by {parity['max_box_error_px']:.2f} px"
     if abs(drop) > MAX_MAP_CHANGE:
         return f"rejected: mAP changed by {-drop:+.4f}"
-    return "ok"
+    return OK
 
 
 def _log_row(row: dict[str, Any]) -> None:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import torch
     from torchvision.models.detection import FasterRCNN
 
-    from common.models import Predictor
 
 QUANTIZED_OPERATORS = ("Conv", "Gemm", "MatMul")  # the rest of the graph is box arithmetic
 DYNAMIC = "dynamic int8"  # the value of "quantization" in a checkpoint
@@ -224,16 +223,6 @@ def count_int8_layers(path: Path) -> tuple[int, int]:
     }
     layers = [node for node in graph.node if node.op_type in QUANTIZED_OPERATORS]
     return sum(any(name in restored for name in n.input) for n in layers), len(layers)
-
-
-def onnx_predictor(path: Path) -> "Predictor":
-    """A Predictor over an ONNX detector on the CPU, with as many threads as PyTorch uses."""
-    import torch
-
-    from common.onnx_detector import OnnxDetector
-    from phase4_deployment import export_onnx
-
-    return export_onnx.onnx_predictor(OnnxDetector(path, "cpu", torch.get_num_threads()))
 
 
 def build_parser() -> argparse.ArgumentParser:

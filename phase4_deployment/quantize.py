@@ -30,7 +30,7 @@ from phase4_deployment import quantization
 if TYPE_CHECKING:
     from common.coco import CocoSplit
     from common.models import LoadedModel
-    from phase4_deployment.measuring import Format, ValImages
+    from phase4_deployment.formats.base import Format, Ingredients
 
 TIME_BUDGET_S = 20.0
 
@@ -56,6 +56,8 @@ def quantize(
     import torch
 
     from phase4_deployment import measuring
+    from phase4_deployment.formats import pytorch_fp32
+    from phase4_deployment.formats.base import Ingredients
 
     check_suffixes(outputs)
     device = environment.select_device("cpu" if device_name == "auto" else device_name)
@@ -64,20 +66,21 @@ def quantize(
     environment.seed_everything(seed)
     log.info(environment.summary_line(str(device)))
     loaded, train, val = load_inputs(model_path, data_path, device)
-    images = measuring.ValImages(val, max_images)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        formats = [baseline(loaded, device)]
+        ingredients = Ingredients(
+            loaded,
+            folder=Path(name),
+            scratch=Path(name),
+            calibration=quantization.calibration_records(train, calibration_images),
+            val=measuring.ValImages(val, max_images),
+            max_map_drop=max_map_drop,
+        )
+        formats = [pytorch_fp32.of_checkpoint(loaded, loaded.path)]
         for output in outputs:
-            if output.suffix == ".pth":
-                formats.append(dynamic_format(loaded, folder / output.name, max_map_drop))
-            else:
-                formats += static_formats(
-                    loaded, folder, output.name, train, images, calibration_images, max_map_drop
-                )
+            formats += quantised(ingredients, Path(name) / output.name)
         rows, _ = measuring.measure_formats(
             formats,
-            images,
+            ingredients.val,
             rounds=num_iterations,
             batch_sizes=(1,),
             time_budget_s=TIME_BUDGET_S,
@@ -85,7 +88,18 @@ def quantize(
             seed=seed,
         )
         artifacts.write_json(report_path, report(rows, loaded, train, val, calibration_images))
-        _deliver(outputs, folder, {row["file"]: row["status"] for row in rows})
+        _deliver(outputs, Path(name), {row["file"]: row["status"] for row in rows})
+
+
+def quantised(ingredients: "Ingredients", file: Path) -> list["Format"]:
+    """What the suffix of `file` asks for, and the FP32 format of the same runtime."""
+    from phase4_deployment.formats import onnx_fp32, onnx_int8, pytorch_int8_dynamic
+
+    if file.suffix == ".pth":
+        return [pytorch_int8_dynamic.quantise(ingredients, file)]
+    if file.name == ingredients.onnx_name:
+        ingredients.onnx_name = "model_fp32.onnx"
+    return [onnx_fp32.build(ingredients), onnx_int8.quantise(ingredients, file)]
 
 
 def _deliver(outputs: Sequence[Path], folder: Path, status: Mapping[str, str]) -> None:
@@ -130,111 +144,6 @@ def load_inputs(
         if not split.records:
             raise UserError(split.annotation_file, "no images", "give a split with images")
     return loaded, train, val
-
-
-def baseline(loaded: "LoadedModel", device: Any) -> "Format":
-    from common.models import stock_predictor
-    from phase4_deployment.measuring import BASELINE, Format
-
-    return Format(BASELINE, loaded.path, "pytorch", stock_predictor(loaded.model, device))
-
-
-def dynamic_format(loaded: "LoadedModel", file: Path, max_map_drop: float) -> "Format":
-    """Quantises dynamically into `file` and takes the model that is read back from it."""
-    import torch
-
-    from common.models import stock_predictor
-    from phase4_deployment.measuring import BASELINE, Format
-
-    model = quantization.quantize_dynamic(loaded.model)
-    quantization.save_dynamic(file, model, artifacts.load_checkpoint(loaded.path))
-    counts = quantization.count_quantized(model)
-    log.info(
-        "Dynamic INT8: %d of %d Linear and %d of %d Conv2d layers became int8",
-        *(
-            number
-            for kind in ("Linear", "Conv2d")
-            for number in (counts[kind]["int8"], sum(counts[kind].values()))
-        ),
-    )
-    predict = stock_predictor(quantization.load_dynamic(file), torch.device("cpu"))
-    return Format(
-        "pytorch_int8_dynamic",
-        file,
-        "pytorch",
-        predict,
-        same_runtime=BASELINE,
-        max_map_drop=max_map_drop,
-        extra={"quantized": counts},
-    )
-
-
-def static_formats(
-    loaded: "LoadedModel",
-    folder: Path,
-    int8_name: str,
-    train: "CocoSplit",
-    images: "ValImages",
-    calibration_images: int,
-    max_map_drop: float,
-) -> list["Format"]:
-    """ONNX in FP32 (exported into `folder`) and the INT8 made from it."""
-    from phase4_deployment.export_onnx import GATE_IMAGES, export_onnx
-    from phase4_deployment.measuring import Format
-
-    fp32 = folder / "model.onnx" if int8_name != "model.onnx" else folder / "model_fp32.onnx"
-    export_onnx(loaded, fp32, images=images.images[:GATE_IMAGES])
-    return [
-        Format("onnx_fp32", fp32, "onnxruntime", quantization.onnx_predictor(fp32)),
-        int8_format(fp32, folder / int8_name, train, images, calibration_images, max_map_drop),
-    ]
-
-
-def int8_format(
-    fp32: Path,
-    file: Path,
-    train: "CocoSplit",
-    images: "ValImages",
-    calibration_images: int,
-    max_map_drop: float,
-) -> "Format":
-    """Static INT8 of an FP32 ONNX file, within the mAP budget if that can be."""
-    from common.evaluation import coco_map
-    from phase4_deployment import int8_search
-    from phase4_deployment.measuring import Format
-
-    def measure_map(predict: Any) -> float:
-        return coco_map(images.split, images.detect(predict))["map"] or 0.0
-
-    result = int8_search.quantize_within_budget(
-        fp32,
-        file,
-        quantization.calibration_records(train, calibration_images),
-        measure_map,
-        measure_map(quantization.onnx_predictor(fp32)),
-        max_map_drop,
-    )
-    log.info(
-        "Static INT8: %d of %d layers became int8; in float: %s",
-        result.int8_layers,
-        result.layers,
-        ", ".join(result.float_groups) or "none",
-    )
-    drop = f"mAP drop {result.map_drop:.4f} over the budget of {max_map_drop}"
-    return Format(
-        "onnx_int8",
-        file,
-        "onnxruntime",
-        quantization.onnx_predictor(file),
-        same_runtime="onnx_fp32",
-        max_map_drop=max_map_drop,
-        status="ok" if result.accepted else f"rejected: {drop}",
-        extra={
-            "quantized": {"int8": result.int8_layers, "all": result.layers},
-            "float_groups": list(result.float_groups),
-            "search": list(result.trials),
-        },
-    )
 
 
 def report(

@@ -18,6 +18,8 @@ from common.evaluation import compare_detections
 from common.inference_graph import InferenceGraph, graph_predictor
 from common.models import Detections, load_model
 from phase4_deployment import cold_start, export_all, export_onnx, measuring, package_files
+from phase4_deployment.formats import catalogue, pytorch_export
+from phase4_deployment.formats.base import Format
 from phase4_deployment.shipped_modules import shipped_files
 from tests.phase4_deployment.conftest import CATEGORY_IDS, CLASS_NAMES
 from tests.phase4_deployment.test_quantization import load_in_model_order, write_data
@@ -25,6 +27,7 @@ from tests.random_detectors import random_scene
 
 FILES = {
     *("model.pth", "model.json", "model.onnx", "model_int8.onnx", "model.pt2"),
+    "model_scripted.pt",
     *("detect.py", "labels.json", "README.md", "requirements.txt", "package_info.json"),
     *("golden/image.png", "golden/detections.json"),
     *(file.relative_to(paths.ROOT).as_posix() for file in shipped_files()),
@@ -36,6 +39,7 @@ FILES = {
     ),
 }
 CPU = torch.device("cpu")
+NAMES = [name for name in catalogue.DEFAULT if not name.startswith("openvino")]
 
 
 def files_in(folder: Path) -> set[str]:
@@ -63,17 +67,18 @@ def build(exported, data, tmp_path, monkeypatch):
         """Leaves model.pt2, which is none here, out."""
         original([item for item in formats if item.name != "pytorch_export"], images)
 
-    original = export_all.measure_cold_starts
+    original = cold_start.measure_cold_starts
     monkeypatch.setattr(export_onnx, "export_onnx", export)
     monkeypatch.setattr(coco, "load_split", load_in_model_order)
-    monkeypatch.setattr(export_all, "export_program", export_program)
-    monkeypatch.setattr(export_all, "measure_cold_starts", load_stub)
+    monkeypatch.setattr(pytorch_export, "export_program", export_program)
+    monkeypatch.setattr(cold_start, "measure_cold_starts", load_stub)
 
     def call(max_map_drop: float = 1.0) -> Path:
         export_all.export_all(
             exported.model_path,
             data,
             output_dir=tmp_path / "deployment",
+            names=NAMES,
             batch_sizes=[1, 2],
             calibration_images=2,
             max_map_drop=max_map_drop,
@@ -92,7 +97,7 @@ def build(exported, data, tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """No child processes: cold starts and the run of detect.py are tested elsewhere."""
-    monkeypatch.setattr(export_all, "measure_cold_starts", lambda formats, images: None)
+    monkeypatch.setattr(cold_start, "measure_cold_starts", lambda formats, images: None)
     monkeypatch.setattr(export_all, "check_package", lambda *_: {})
 
 
@@ -118,7 +123,8 @@ def test_package_is_complete_and_true_to_its_checksums(build, exported, tmp_path
 
     report = artifacts.read_json(tmp_path / "metrics" / "export.json")
     rows = {row["name"]: row for row in report["formats"]}
-    assert rows["torchscript"]["status"].startswith("unsupported: Only tensors, lists, tuples")
+    assert rows["torchscript"]["status"] == "ok"
+    assert rows["torchscript"]["trace"].startswith("unsupported: Only tensors, lists, tuples")
     assert rows["onnx_fp32"]["status"] == "ok"
     assert rows["onnx_fp32"]["cold_start"]["load_s"] > 0
     assert rows["onnx_fp32"]["peak_memory_mib"] < rows["pytorch_fp32"]["peak_memory_mib"]
@@ -238,7 +244,7 @@ def row(matched=1.0, box_error=0.0, value=0.5) -> dict:
     ],
 )
 def test_verdict(measured, max_map_drop, expected):
-    item = measuring.Format("x", None, "pytorch", None, max_map_drop=max_map_drop)
+    item = Format("x", None, "pytorch", None, max_map_drop=max_map_drop)
     assert measuring.verdict(item, measured, 0.5).startswith(expected)
 
 
@@ -264,7 +270,7 @@ def test_a_larger_batch_is_taken_where_it_brings_more_than_noise():
 
 def test_large_batches_are_skipped_beyond_the_time_budget():
     images = SimpleNamespace(batch=lambda size: list(range(size)))
-    item = measuring.Format("a", None, "pytorch", lambda batch: sum(x * x for x in range(20_000)))
+    item = Format("a", None, "pytorch", lambda batch: sum(x * x for x in range(20_000)))
     times, skipped = measuring._time([item], images, 2, [1, 2, 100_000], 1.0, CPU, 0)
     assert list(times) == [1, 2]
     assert skipped == [100_000]
@@ -276,12 +282,12 @@ def test_export_program_reads_back_and_agrees(exported, tmp_path):
     rng = np.random.default_rng(4)
     images = [random_scene(rng, height, width) for height, width in ((96, 128), (20, 200))]
     model = exported.loaded.model
-    export_all.export_program(InferenceGraph(model), tmp_path / "model.pt2")
+    pytorch_export.export_program(InferenceGraph(model), tmp_path / "model.pt2")
     np.savez(tmp_path / "images.npz", *images)
     done = subprocess.run(
         [
-            *(sys.executable, cold_start.__file__, tmp_path / "model.pt2"),
-            *(tmp_path / "images.npz", "1"),
+            *(sys.executable, cold_start.__file__, "pytorch_export"),
+            *(tmp_path / "model.pt2", tmp_path / "images.npz", "1"),
         ],
         capture_output=True,
         check=True,

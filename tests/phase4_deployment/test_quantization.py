@@ -15,6 +15,7 @@ from common.cli import UserError
 from common.coco import CocoSplit, load_split
 from common.models import stock_predictor
 from phase4_deployment import int8_search, quantization
+from phase4_deployment.formats import onnx_fp32
 from tests.phase4_deployment.conftest import CATEGORY_IDS, CLASS_NAMES
 from tests.random_detectors import random_scene
 
@@ -141,7 +142,7 @@ def test_box_arithmetic_stays_in_float(int8_path):
 def test_static_int8_runs_at_any_batch_and_on_an_image_of_nothing(int8_path, batch):
     scene = random_scene(np.random.default_rng(5), HEIGHT, WIDTH)
     empty = np.zeros_like(scene)
-    found = quantization.onnx_predictor(int8_path)([scene, empty][:batch])
+    found = onnx_fp32.predictor(int8_path)([scene, empty][:batch])
     assert len(found) == batch
     assert len(found[0].scores) > 0
 
@@ -155,7 +156,7 @@ def test_static_int8_runs_where_nothing_is_detected(exported, int8_path, tmp_pat
     nms.input[4] = "never"
     onnx.save_model(model, tmp_path / "nothing.onnx")
     scene = random_scene(np.random.default_rng(5), HEIGHT, WIDTH)
-    for found in quantization.onnx_predictor(tmp_path / "nothing.onnx")([scene, scene]):
+    for found in onnx_fp32.predictor(tmp_path / "nothing.onnx")([scene, scene]):
         assert found.boxes_xyxy.shape == (0, 4)
 
 
@@ -203,7 +204,7 @@ def search(exported, data, tmp_path, monkeypatch):
     monkeypatch.setattr(quantization, "layer_groups", lambda path: groups)
     monkeypatch.setattr(quantization, "quantize_static", quantize)
     monkeypatch.setattr(int8_search, "rank_by_damage", lambda *_: list("cadbe"))
-    monkeypatch.setattr(quantization, "onnx_predictor", lambda path: None)
+    monkeypatch.setattr(onnx_fp32, "predictor", lambda path: None)
     monkeypatch.setattr(quantization, "count_int8_layers", lambda path: (1, 5))
 
     def run(bad: str, budget: float):

@@ -67,8 +67,8 @@ def test_onnx_is_static_and_compared_with_both_fp32_models(run, tmp_path):
     assert {"p50", "p90", "p99"} <= set(row["latency_ms"])
     assert {"matched", "max_box_error_px", "max_score_error"} == set(row["parity"])
     for key in ("speedup", "speedup_same_runtime"):
-        low, high = row[key]["ci95"]
-        assert low <= row[key]["ratio"] <= high
+        assert row[key]["ratio"] > 0
+        assert row[key]["ci95"] is None, "two rounds have none"
     assert rows["onnx_fp32"]["parity"]["matched"] >= 0.99
 
 

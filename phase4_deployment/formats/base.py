@@ -1,0 +1,95 @@
+"""What a format is, and what one is built from."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import environment
+
+if TYPE_CHECKING:
+    from common.coco import ImageRecord
+    from common.models import LoadedModel, Predictor
+    from phase4_deployment.measuring import ValImages
+
+OK = "ok"
+
+
+@dataclass
+class Format:
+    """One way of running the detector.
+
+    Attributes:
+        name: of the row.
+        file: what is shipped; None where there is nothing to ship.
+        runtime: "pytorch", "onnxruntime" or "openvino".
+        predict: None when the format cannot run; `status` says why.
+        same_runtime: name of the FP32 format of the same runtime, if this is not it.
+        max_map_drop: mAP it may lose; None asks for equality with the baseline (FP32).
+        is_shipped: whether its files go into the package, or it is there for comparison only.
+        status: "ok", "rejected: …", "unsupported: …" or "unavailable: …".
+        extra: further keys of the row.
+    """
+
+    name: str
+    file: Path | None
+    runtime: str
+    predict: "Predictor | None"
+    same_runtime: str | None = None
+    max_map_drop: float | None = None
+    is_shipped: bool = True
+    status: str = OK
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[Path]:
+        """What has to be there to load it."""
+        if self.file is None:
+            return []
+        beside = [self.file.with_suffix(".bin")] if self.file.suffix == ".xml" else []
+        return [self.file, *beside]
+
+
+@dataclass
+class Ingredients:
+    """What formats are built from.
+
+    Attributes:
+        loaded: the checkpoint, on the CPU.
+        folder: where files that may be shipped are written.
+        scratch: where other files are written.
+        calibration: images of the train split, for the ranges of INT8.
+        val: the images that judge.
+        max_map_drop: mAP that a format of fewer bits may lose on them.
+        onnx_name: of the FP32 .onnx that other formats start from.
+        onnx_parity: of that file with PyTorch, once it is exported.
+    """
+
+    loaded: "LoadedModel"
+    folder: Path
+    scratch: Path
+    calibration: "tuple[ImageRecord, ...]"
+    val: "ValImages"
+    max_map_drop: float
+    onnx_name: str = "model.onnx"
+    onnx_parity: dict[str, Any] | None = None
+
+    def onnx(self) -> Path:
+        """The exported graph in FP32, which other formats start from; the first to ask exports."""
+        from common.cli import log
+        from phase4_deployment.export_onnx import GATE_IMAGES, export_onnx
+
+        path = self.folder / self.onnx_name
+        if self.onnx_parity is None:
+            log.info("Exporting %s", path.name)
+            self.onnx_parity = export_onnx(self.loaded, path, images=self.val.images[:GATE_IMAGES])
+        return path
+
+
+def unavailable(name: str, runtime: str, why: str) -> Format:
+    """A row for a format that cannot be made or run here."""
+    return Format(name, None, runtime, None, status=f"unavailable: {why}")
+
+
+def missing(*packages: str) -> str | None:
+    """Names the first of the packages that is not installed."""
+    return next((name for name in packages if not environment.is_installed(name)), None)

@@ -1,0 +1,164 @@
+"""Each format by itself: it is made, it reads back, and it finds what torchvision finds."""
+
+import numpy as np
+import pytest
+import torch
+
+from common import artifacts
+from common.evaluation import compare_detections
+from common.models import stock_predictor
+from phase4_deployment import measuring
+from phase4_deployment.formats import (
+    aot_inductor,
+    catalogue,
+    onnx_fp16,
+    openvino_fp32,
+    openvino_int8,
+    pytorch_fp32,
+    torchscript,
+)
+from phase4_deployment.formats.base import Format, Ingredients
+from phase4_deployment.quantization import calibration_records
+from tests.phase4_deployment.test_quantization import load_in_model_order, write_data
+from tests.random_detectors import random_scene
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def ingredients(exported, tmp_path) -> Ingredients:
+    """With the shared export in place of one of its own."""
+    data = write_data(tmp_path / "data", {"train": 3, "val": 2})
+    (tmp_path / "package").mkdir()
+    made = Ingredients(
+        exported.loaded,
+        folder=tmp_path / "package",
+        scratch=tmp_path,
+        calibration=calibration_records(load_in_model_order(data, "train"), 3),
+        val=measuring.ValImages(load_in_model_order(data, "val"), 2),
+        max_map_drop=0.02,
+        onnx_parity=exported.parity,
+    )
+    (made.folder / made.onnx_name).write_bytes(exported.onnx_path.read_bytes())
+    return made
+
+
+def agreement(item: Format, exported, images) -> dict:
+    """Of the format's own predictor and of one that has read its file back, with torchvision."""
+    assert item.status == "ok", item.status
+    assert item.predict is not None
+    assert item.file is not None
+    stock = stock_predictor(exported.loaded.model, CPU)
+    expected = [stock([image])[0] for image in images]
+    assert sum(len(found.scores) for found in expected) > 0
+    read_back = catalogue.FORMATS[item.name].load(item.file, 1)
+    own = [item.predict([image])[0] for image in images]
+    again = [read_back([image])[0] for image in images]
+    assert compare_detections(own, again)["matched"] == 1.0
+    return compare_detections(expected, own)
+
+
+@pytest.fixture
+def images() -> list[np.ndarray]:
+    """Of two sizes that torchvision's own scripted models resize differently from eager ones."""
+    rng = np.random.default_rng(11)
+    return [random_scene(rng, 375, 500), random_scene(rng, 120, 161)]
+
+
+def test_torchscript_is_scripted_and_exact_and_says_what_a_trace_does(
+    ingredients, exported, images
+):
+    item = torchscript.build(ingredients)
+    found = agreement(item, exported, images)
+    assert found["matched"] == 1.0
+    assert found["max_box_error_px"] < 1e-3
+    assert item.extra["trace"].startswith("unsupported: Only tensors, lists, tuples")
+
+
+def test_fp16_holds_half_the_bytes_and_keeps_boxes_in_fp32(ingredients, exported, images):
+    import onnx
+
+    item = onnx_fp16.build(ingredients)
+    assert item.file is not None
+    found = agreement(item, exported, images)
+    assert found["matched"] > 0.9
+    assert item.file.stat().st_size < 0.6 * ingredients.onnx().stat().st_size
+    graph = onnx.load(item.file).graph
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    weights = {types[node.input[1]] for node in convolutions}
+    assert weights == {onnx.TensorProto.FLOAT16}
+    outputs = {value.name: value.type.tensor_type.elem_type for value in graph.output}
+    assert outputs["boxes"] == outputs["scores"] == onnx.TensorProto.FLOAT
+
+
+def test_openvino_holds_fp32_also_where_it_would_take_16_bits(ingredients, exported, images):
+    pytest.importorskip("openvino", reason="pip install -r requirements-extras.txt")
+    item = openvino_fp32.build(ingredients)
+    found = agreement(item, exported, images)
+    assert found["matched"] > 0.99
+    assert found["max_box_error_px"] < 0.02
+    assert [file.suffix for file in item.files] == [".xml", ".bin"]
+    assert measuring._size_mib(item) == pytest.approx(
+        sum(file.stat().st_size for file in item.files) / 2**20
+    )
+
+
+def test_openvino_int8_is_smaller_and_near(ingredients, exported, images):
+    pytest.importorskip("nncf", reason="pip install -r requirements-extras.txt")
+    item, full = openvino_int8.build(ingredients), openvino_fp32.build(ingredients)
+    agreement(item, exported, images)
+    small, large = (sum(f.stat().st_size for f in one.files) for one in (item, full))
+    assert small < 0.6 * large
+
+
+@pytest.mark.parametrize("module", [openvino_fp32, openvino_int8])
+def test_without_the_extras_a_row_says_what_is_missing(ingredients, monkeypatch, module):
+    from common import environment
+
+    monkeypatch.setattr(environment, "is_installed", lambda name: False)
+    item = module.build(ingredients)
+    assert item.status.startswith("unavailable: openvino is not installed, see requirements-extras")
+    assert item.predict is item.file is None
+
+
+def test_aot_inductor_is_not_compiled_for_images_of_several_sizes(ingredients):
+    ingredients.val.images = [np.zeros((8, 9, 3), np.uint8), np.zeros((9, 8, 3), np.uint8)]
+    item = aot_inductor.build(ingredients)
+    assert item.status == ("unavailable: compiled for one image size, and the val images have 2")
+
+
+def test_aot_inductor_needs_a_compiler(ingredients, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    ingredients.val.images = ingredients.val.images[:1]
+    item = aot_inductor.build(ingredients)
+    assert item.status == "unavailable: no C++ compiler (no-such-compiler)"
+
+
+@pytest.mark.slow
+def test_aot_inductor_agrees(ingredients, exported):
+    image = random_scene(np.random.default_rng(2), 96, 128)
+    ingredients.val.images = [image]
+    found = agreement(aot_inductor.build(ingredients), exported, [image])
+    assert found["matched"] == 1.0
+    assert found["max_box_error_px"] < 1e-2
+
+
+def test_the_checkpoint_is_a_plain_state_dict_for_a_model_that_torchvision_built(
+    ingredients, exported, images
+):
+    """What the package's README tells people to do."""
+    item = pytorch_fp32.build(ingredients)
+    assert agreement(item, exported, images)["matched"] == 1.0
+    assert item.file is not None
+    state = artifacts.load_checkpoint(item.file)["model_state_dict"]
+    assert state.keys() == exported.loaded.model.state_dict().keys()
+
+
+def test_every_format_is_a_file_of_the_catalogue():
+    from common import paths
+
+    folder = paths.ROOT / "phase4_deployment" / "formats"
+    modules = {file.stem for file in folder.glob("*.py")} - {"base", "catalogue", "__init__"}
+    assert modules == set(catalogue.FORMATS)
+    assert set(catalogue.NEEDED) <= set(catalogue.DEFAULT) <= set(catalogue.FORMATS)
