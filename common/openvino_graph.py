@@ -7,10 +7,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 PRODUCTS = {"Convolution", "GroupConvolution", "MatMul"}
-BETWEEN_NETWORKS = {"TopK", "GatherElements", "NonMaxSuppression", "ROIAlign", "ShapeOf"}
+POOLING = "ROIAlign"
+BETWEEN_NETWORKS = {"TopK", "GatherElements", "NonMaxSuppression", POOLING, "ShapeOf"}
 # Pooling may read 16 bits: it adds up in FP32 and takes its coordinates in FP32. The others are no
 # arithmetic.
-MAY_HAVE_FEWER_BITS = {"ROIAlign", "Const", "Parameter", "Result"}
+MAY_HAVE_FEWER_BITS = {POOLING, "Const", "Parameter", "Result"}
 KEEP_FP32 = {"name": "precise", "version": "0"}  # the attribute's name in OpenVINO's files
 
 
@@ -23,9 +24,14 @@ def network_operations(model: Any) -> set[str]:
     Args:
         model: an openvino.Model of the exported graph.
     """
+    return _between(model, PRODUCTS)
 
-    def reached(neighbours: Callable[[Any], Iterable[Any]]) -> set[str]:
-        reached_from = [op for op in model.get_ops() if op.get_type_name() in PRODUCTS]
+
+def _between(model: Any, starts: set[str]) -> set[str]:
+    """Names of the products, and of what stands between an operation of these types and one."""
+
+    def reached(types: set[str], neighbours: Callable[[Any], Iterable[Any]]) -> set[str]:
+        reached_from = [op for op in model.get_ops() if op.get_type_name() in types]
         names = {op.get_friendly_name() for op in reached_from}
         while reached_from:
             for op in neighbours(reached_from.pop()):
@@ -35,8 +41,10 @@ def network_operations(model: Any) -> set[str]:
                 reached_from.append(op)
         return names
 
-    after = reached(lambda op: (i.get_node() for o in op.outputs() for i in o.get_target_inputs()))
-    before = reached(lambda op: (i.get_source_output().get_node() for i in op.inputs()))
+    after = reached(
+        starts, lambda op: (i.get_node() for o in op.outputs() for i in o.get_target_inputs())
+    )
+    before = reached(PRODUCTS, lambda op: (i.get_source_output().get_node() for i in op.inputs()))
     return after & before
 
 
@@ -49,7 +57,7 @@ def with_fp32_coordinates(model: Any) -> Any:
     """
     import openvino
 
-    networks = network_operations(model)
+    networks = _between(model, PRODUCTS | {POOLING})
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "model.xml"
         openvino.save_model(model, str(file), compress_to_fp16=False)

@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from common.models import Predictor
 from common.openvino_graph import PRODUCTS, network_operations, with_fp32_coordinates
 from common.predictors import batch_predictor
 
+PIXEL_CHANNELS = 3
 EXTRAS = "pip install -r requirements-extras.txt"
 NOT_QUANTISED = {"Constant", "Parameter", "Result"}  # NNCF wants to hear of operations only
 
@@ -24,6 +25,11 @@ def has_bfloat16() -> bool:
     import openvino
 
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def beside_int8() -> str:
+    """The precision for what of a quantised model is not in INT8: "bf16" where it is quick."""
+    return "bf16" if has_bfloat16() else "f32"
 
 
 def read_model(file: Path) -> Any:
@@ -40,27 +46,35 @@ def convert(file: Path, target: Path) -> None:
     openvino.save_model(read_model(file), str(target), compress_to_fp16=False)
 
 
-def quantise(file: Path, target: Path, calibration: Sequence[np.ndarray]) -> None:
+def quantise(
+    file: Path,
+    target: Path,
+    calibration: Sequence[np.ndarray],
+    float_nodes: Collection[str] = (),
+) -> None:
     """Writes an INT8 copy of an exported graph as OpenVINO's .xml with its .bin.
 
     Weights and activations of convolutions and matrix products get 8 bits, by NNCF's calibration
     (https://arxiv.org/abs/2002.08679). 8 bits hold activations, but not coordinates: all but the
     networks stays in FP32, and so do the box predictor's matrix products, which end in coordinates
-    (and cost next to nothing).
+    (and cost next to nothing), the layer that reads the pixels, for which all of these would have
+    to be rounded first, and depthwise convolutions, which OpenVINO computes in FP32 anyway (and its
+    2026.4 crashes on some image sizes if their inputs are rounded).
 
     Args:
         file: an .onnx of `common.onnx_graph`.
         calibration: uint8 RGB images (H, W, 3) of the training set.
+        float_nodes: names of further nodes of the .onnx to leave in FP32.
     """
     import openvino
 
     model = read_model(file)
     with without_chatter():
-        quantised = _quantised(model, calibration)
+        quantised = _quantised(model, calibration, float_nodes)
     openvino.save_model(quantised, str(target))
 
 
-def _quantised(model: Any, calibration: Sequence[np.ndarray]) -> Any:
+def _quantised(model: Any, calibration: Sequence[np.ndarray], float_nodes: Collection[str]) -> Any:
     import nncf
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
@@ -69,7 +83,11 @@ def _quantised(model: Any, calibration: Sequence[np.ndarray]) -> Any:
         operation.get_friendly_name()
         for operation in model.get_ops()
         if operation.get_type_name() not in NOT_QUANTISED
-        and (operation.get_friendly_name() not in networks or _is_of_box_predictor(operation))
+        and (
+            operation.get_friendly_name() not in networks
+            or _keeps_fp32(operation)
+            or node_name(operation) in float_nodes
+        )
     ]
     return nncf.quantize(
         model,
@@ -84,10 +102,36 @@ def _quantised(model: Any, calibration: Sequence[np.ndarray]) -> Any:
     )
 
 
-def _is_of_box_predictor(operation: Any) -> bool:
+def node_name(operation: Any) -> str:
+    """Of the .onnx: OpenVINO calls a layer that it has split from its bias NAME/WithoutBiases."""
+    return operation.get_friendly_name().removesuffix("/WithoutBiases")
+
+
+def count_int8_layers(file: Path) -> tuple[int, int]:
+    """(quantised, all) convolutions and matrix products of an .xml: those with weights in INT8."""
+    layers = [op for op in read_model(file).get_ops() if op.get_type_name() in PRODUCTS]
+    return sum(_weights_type(layer) in ("i8", "u8") for layer in layers), len(layers)
+
+
+def _weights_type(layer: Any) -> str:
+    """How the weights are stored; on the way to the layer they are converted and scaled."""
+    node = layer.input_value(1).get_node()
+    while node.get_type_name() != "Constant" and node.get_input_size():
+        node = node.input_value(0).get_node()
+    return node.get_element_type().get_type_name()
+
+
+def _keeps_fp32(operation: Any) -> bool:
+    """Whether it is of the box predictor, reads pixels, or is a depthwise convolution."""
+    kind = operation.get_type_name()
+    if kind not in PRODUCTS:
+        return False
+    if kind == "GroupConvolution":
+        return True
+    if kind == "Convolution" and operation.input(1).get_partial_shape()[1] == PIXEL_CHANNELS:
+        return True
     weights = (entry.get_source_output().get_node() for entry in operation.inputs())
-    is_product = operation.get_type_name() in PRODUCTS
-    return is_product and any("box_predictor" in node.get_friendly_name() for node in weights)
+    return any("box_predictor" in node.get_friendly_name() for node in weights)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,8 @@ def openvino(precision: str) -> Callable[["FasterRCNN", Workshop], Predictor]:
 
 
 def openvino_int8(model: "FasterRCNN", workshop: Workshop) -> Predictor:
-    """Convolutions and matrix products in 8 bits, calibrated on training images."""
+    """Convolutions and matrix products in 8 bits, calibrated on training images; the rest in
+    bfloat16 where the processor has it."""
     _require("openvino", EXTRAS)
     _require("nncf", EXTRAS)
     file = workshop.folder / "int8.xml"
@@ -68,7 +69,8 @@ def openvino_int8(model: "FasterRCNN", workshop: Workshop) -> Predictor:
         exported = _exported(model, workshop.folder)
         openvino_runtime.quantise(exported, file, workshop.calibration)
     quantised = openvino_runtime.read_model(file)
-    return openvino_runtime.openvino_predictor(quantised, "f32", workshop.threads)
+    precision = openvino_runtime.beside_int8()
+    return openvino_runtime.openvino_predictor(quantised, precision, workshop.threads)
 
 
 def _exported(model: "FasterRCNN", folder: Path) -> Path:

@@ -1,5 +1,7 @@
-"""OpenVINO in INT8, quantised by NNCF (optional extras)."""
+"""OpenVINO in INT8, quantised by NNCF where the mAP budget holds (optional extras)."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,9 +9,36 @@ from phase4_deployment.formats import openvino_fp32
 from phase4_deployment.formats.base import Format, Ingredients, missing, unavailable
 
 if TYPE_CHECKING:
+    from common.coco import ImageRecord
     from common.models import Predictor
 
 NAME = "openvino_int8"
+
+
+@dataclass(frozen=True)
+class OpenVinoQuantiser:
+    """See `int8_search.Quantiser`."""
+
+    source: Path
+    calibration: "Sequence[ImageRecord]"
+    suffix: str = ".xml"
+
+    def write(self, target: Path, float_nodes: Sequence[str]) -> None:
+        from common import openvino_runtime
+        from common.coco import read_image
+
+        images = [read_image(one.path, (one.width, one.height)) for one in self.calibration]
+        openvino_runtime.quantise(self.source, target, images, float_nodes)
+
+    def predictor(self, file: Path) -> "Predictor":
+        import torch
+
+        return load(file, torch.get_num_threads())
+
+    def count_int8_layers(self, file: Path) -> tuple[int, int]:
+        from common import openvino_runtime
+
+        return openvino_runtime.count_int8_layers(file)
 
 
 def build(ingredients: Ingredients) -> Format:
@@ -17,27 +46,21 @@ def build(ingredients: Ingredients) -> Format:
     if package := missing("openvino", "nncf"):
         why = f"{package} is not installed, see requirements-extras.txt"
         return unavailable(NAME, openvino_fp32.RUNTIME, why)
-    from common import openvino_runtime
-    from common.cli import log
-    from common.coco import read_image
+    from phase4_deployment import int8_search
 
     file = ingredients.folder / "model_openvino_int8.xml"
-    log.info("Quantising %s", file.name)
-    images = [read_image(one.path, (one.width, one.height)) for one in ingredients.calibration]
-    openvino_runtime.quantise(ingredients.onnx(), file, images)
-    return Format(
-        NAME,
-        file,
-        openvino_fp32.RUNTIME,
-        openvino_fp32.predictor(file),
-        same_runtime=openvino_fp32.NAME,
-        max_map_drop=ingredients.max_map_drop,
-    )
+    quantiser = OpenVinoQuantiser(ingredients.onnx(), ingredients.calibration)
+    runtimes = (openvino_fp32.RUNTIME, openvino_fp32.NAME)
+    return int8_search.format_within_budget(NAME, *runtimes, ingredients, file, quantiser)
 
 
 import_libraries = openvino_fp32.import_libraries
 
 
 def load(file: Path, threads: int) -> "Predictor":
-    """A Predictor over a shipped model_openvino_int8.xml."""
-    return openvino_fp32.load(file, threads)
+    """A Predictor over a shipped model_openvino_int8.xml; what is not in INT8 is computed in
+    bfloat16 where the processor has it."""
+    from common import openvino_runtime
+
+    model, precision = openvino_runtime.read_model(file), openvino_runtime.beside_int8()
+    return openvino_runtime.openvino_predictor(model, precision, threads)

@@ -15,7 +15,7 @@ from common.cli import UserError
 from common.coco import CocoSplit, load_split
 from common.models import stock_predictor
 from phase4_deployment import int8_search, quantization
-from phase4_deployment.formats import onnx_fp32
+from phase4_deployment.formats import onnx_fp32, onnx_int8
 from tests.phase4_deployment.conftest import CATEGORY_IDS, CLASS_NAMES
 from tests.random_detectors import random_scene
 
@@ -171,9 +171,8 @@ def test_calibration_reads_training_images_only(exported, data, tmp_path, monkey
     monkeypatch.setattr(quantization, "read_image", spy)
     train = load_split(data, "train")
     result = int8_search.quantize_within_budget(
-        exported.onnx_path,
+        onnx_int8.OnnxQuantiser(exported.onnx_path, quantization.calibration_records(train, 2)),
         tmp_path / "int8.onnx",
-        quantization.calibration_records(train, 2),
         lambda predict: 0.5,
         0.5,
         0.0,
@@ -192,29 +191,38 @@ def test_calibration_records_spread_over_the_split(data):
 # --- the budget -------------------------------------------------------------------------------
 
 
+class FakeQuantiser:
+    """Has nodes named like their parts, and keeps which of them were last left in float."""
+
+    source, calibration, suffix = Path("a.onnx"), (), ".onnx"
+    left_in_float: tuple[str, ...] = ()
+
+    def write(self, target, float_nodes):
+        self.left_in_float = tuple(float_nodes)
+
+    def predictor(self, file):
+        return None
+
+    def count_int8_layers(self, file):
+        return 1, 5
+
+
 @pytest.fixture
-def search(exported, data, tmp_path, monkeypatch):
-    """Runs the search with mAP 0.9 - 0.1 per part in INT8 beyond what may be; no real models."""
-    groups = {name: [name] for name in "abcde"}
-    state: dict[str, list[str]] = {"float": []}
-
-    def quantize(source, target, images, float_nodes=()):
-        state["float"] = list(float_nodes)
-
-    monkeypatch.setattr(quantization, "layer_groups", lambda path: groups)
-    monkeypatch.setattr(quantization, "quantize_static", quantize)
+def search(monkeypatch):
+    """Runs the search with mAP 0.9 - 0.1 per part in INT8 that should be in float; no models."""
+    monkeypatch.setattr(quantization, "layer_groups", lambda path: {n: [n] for n in "abcde"})
     monkeypatch.setattr(int8_search, "rank_by_damage", lambda *_: list("cadbe"))
-    monkeypatch.setattr(onnx_fp32, "predictor", lambda path: None)
-    monkeypatch.setattr(quantization, "count_int8_layers", lambda path: (1, 5))
 
     def run(bad: str, budget: float):
+        quantiser = FakeQuantiser()
+
         def measure_map(_):
-            return 0.9 - 0.1 * len(set(bad) - set(state["float"]))
+            return 0.9 - 0.1 * len(set(bad) - set(quantiser.left_in_float))
 
         result = int8_search.quantize_within_budget(
-            tmp_path / "a", tmp_path / "b", (), measure_map, 0.9, budget
+            quantiser, Path("b.onnx"), measure_map, 0.9, budget
         )
-        return result, state["float"]
+        return result, quantiser.left_in_float
 
     return run
 
@@ -227,7 +235,7 @@ def test_search_leaves_the_fewest_of_the_worst_parts_in_float(search, bad, expec
     result, written = search(bad, 0.02)
     assert result.accepted
     assert result.float_groups == expected
-    assert tuple(written) == expected  # the file left behind is that of the result
+    assert written == expected  # the file left behind is that of the result
     assert result.map_drop == pytest.approx(0)
 
 
@@ -263,4 +271,5 @@ def test_ranking_puts_the_destroyed_part_first(exported, data, monkeypatch):
 
     monkeypatch.setattr(quantization, "quantize_static", damaging)
     records = load_split(data, "train").records[:2]
-    assert int8_search.rank_by_damage(exported.onnx_path, groups, records)[0] == "box_head"
+    quantiser = onnx_int8.OnnxQuantiser(exported.onnx_path, records)
+    assert int8_search.rank_by_damage(quantiser, groups)[0] == "box_head"

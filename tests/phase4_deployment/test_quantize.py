@@ -76,8 +76,8 @@ def test_over_the_budget_nothing_is_written_but_the_report(run, tmp_path, monkey
     """INT8 that costs 0.5 mAP whatever stays in float is refused."""
     static = int8_search.StaticResult(0.5, (), False, 1, 2, ())
 
-    def fail_budget(source, target, *_):
-        shutil.copyfile(source, target)
+    def fail_budget(quantiser, target, *_):
+        shutil.copyfile(quantiser.source, target)
         return static
 
     monkeypatch.setattr(int8_search, "quantize_within_budget", fail_budget)

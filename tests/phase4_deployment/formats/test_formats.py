@@ -110,6 +110,8 @@ def test_openvino_int8_is_smaller_and_near(ingredients, exported, images):
     agreement(item, exported, images)
     small, large = (sum(f.stat().st_size for f in one.files) for one in (item, full))
     assert small < 0.6 * large
+    assert 0 < item.extra["quantized"]["int8"] < item.extra["quantized"]["all"]
+    assert item.extra["search"][0]["float_groups"] == []
 
 
 @pytest.mark.parametrize("module", [openvino_fp32, openvino_int8])
