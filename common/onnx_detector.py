@@ -8,6 +8,7 @@ Needs only numpy and onnxruntime (or onnxruntime-gpu).
 import contextlib
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
     import numpy as np
 
 FORMAT = "detector/1"  # of the metadata in the ONNX file
+INPUTS = {"images": "tensor(uint8)"}
+OUTPUTS = {
+    "boxes": "tensor(float)",
+    "scores": "tensor(float)",
+    "labels": "tensor(int64)",
+    "num": "tensor(int64)",
+}
+# What ONNX Runtime says before it comes to the point: error class, file, place in its own sources
+PREAMBLE = (
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from .*? failed:|"
+    r"\S+\.(?:cc|h):\d+ (?:.*?\) (?=[A-Z])|\w+ )"
+)
+REASON_LENGTH = 200
 PROVIDERS = {
     "auto": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -75,14 +89,16 @@ class OnnxDetector:
                 [PROVIDER_OPTIONS.get(name, {}) for name in providers],
             )
         except Exception as error:  # noqa: BLE001 (a dozen kinds without a common base)
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(onnx_path, f"cannot be loaded ({reason})", "export it again") from None
+            what = f"cannot be loaded ({_reason(error)})"
+            raise UserError(onnx_path, what, "export it again") from None
         self.session.disable_fallback()  # a GPU that fails later is an error, not a slow success
         self.provider = self.session.get_providers()[0]
         if self.provider not in PROVIDERS[device][:1] and device != "auto":
             remedy = "install onnxruntime-gpu with CUDA, or use --device cpu"
             raise UserError(f"--device {device}", f"runs on {self.provider} instead", remedy)
         self.metadata = _read_metadata(self.session, onnx_path)
+        _check_signature(self.session, onnx_path)
+        self.onnx_path = Path(onnx_path)
         self.class_names: list[str] = self.metadata["class_names"]
 
     def __call__(self, images: "Sequence[np.ndarray]") -> list[ImageDetections]:
@@ -91,7 +107,8 @@ class OnnxDetector:
 
         by_size: dict[tuple[int, ...], list[int]] = {}
         for position, image in enumerate(images):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            is_image = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+            if not is_image or image.size == 0:
                 shape = f"{image.dtype} {image.shape}"
                 raise ValueError(f"images must be uint8 (height, width, 3), not {shape}")
             by_size.setdefault(image.shape, []).append(position)
@@ -102,9 +119,20 @@ class OnnxDetector:
                 positions, *self.session.run(None, {"images": batch}), strict=True
             ):
                 boxes, scores, labels = (output[:count] for output in outputs)
-                names = [self.class_names[label - 1] for label in labels]
+                names = self._names(labels)
                 found[position] = ImageDetections(boxes, scores, labels, names)
         return [found[position] for position in range(len(images))]
+
+    def _names(self, labels: "np.ndarray") -> list[str]:
+        if len(labels) and not 1 <= labels.min() <= labels.max() <= len(self.class_names):
+            what = f"finds class {labels.max()}, but names {len(self.class_names)} classes"
+            raise UserError(self.onnx_path, what, "export it again")
+        return [self.class_names[label - 1] for label in labels]
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in one line and without what concerns the makers of ONNX Runtime only."""
+    return re.sub(PREAMBLE, "", " ".join(str(error).split()))[:REASON_LENGTH].strip()
 
 
 def _load_cuda_libraries() -> None:
@@ -123,6 +151,34 @@ def _read_metadata(session: Any, onnx_path: Path) -> dict[str, Any]:
     metadata: dict[str, Any] = dict(session.get_modelmeta().custom_metadata_map)
     if metadata.get("format") != FORMAT:
         raise UserError(onnx_path, "not a detector of this kind", "export it with export_onnx.py")
-    for key in ("class_names", "category_ids"):
-        metadata[key] = json.loads(metadata[key])
+    for key, kind in (("class_names", str), ("category_ids", int)):
+        try:
+            metadata[key] = json.loads(metadata[key])
+            whole = all(isinstance(value, kind) for value in metadata[key])
+            whole = whole and isinstance(metadata[key], list)
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise UserError(onnx_path, f"its {key} cannot be read", "export it again")
+    if len(metadata["class_names"]) != len(metadata["category_ids"]):
+        what = "has other numbers of class_names and category_ids"
+        raise UserError(onnx_path, what, "export it again")
     return metadata
+
+
+def _check_signature(session: Any, onnx_path: Path) -> None:
+    """Metadata can be copied to any graph: its inputs and outputs must be the detector's, too."""
+    for entries, expected in (
+        (session.get_inputs(), INPUTS),
+        (session.get_outputs(), OUTPUTS),
+    ):
+        found = {entry.name: entry.type for entry in entries}
+        if found != expected or [entry.name for entry in entries] != list(expected):
+            names = ", ".join(f"{name} {kind}" for name, kind in found.items()) or "nothing"
+            asked = ", ".join(f"{name} {kind}" for name, kind in expected.items())
+            what = f"its graph has {names} instead of {asked}"
+            raise UserError(onnx_path, what, "export it with export_onnx.py")
+    shape = session.get_inputs()[0].shape
+    if len(shape) != 4 or shape[3] != 3:
+        what = f"its images are {shape} instead of [batch, height, width, 3]"
+        raise UserError(onnx_path, what, "export it with export_onnx.py")

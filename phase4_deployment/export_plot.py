@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from common import artifacts
 
 # Okabe & Ito (2008): told apart with every kind of colour vision.
-COLOURS = {"pytorch": "#0072B2", "onnxruntime": "#E69F00"}
+COLOURS = {"pytorch": "#0072B2", "onnxruntime": "#E69F00", "openvino": "#009E73"}
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
@@ -23,7 +23,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         (
             "Latency of one image, ms (p50, line to p99)",
             [row["latency_ms"]["p50"] for row in rows],
-            "{:.0f}",
+            "{:.0f}, {:.0f}",
         ),
         ("mAP, points (IoU 0.50:0.95)", [100 * (row["map"] or 0) for row in rows], "{:.1f}"),
     )
@@ -48,13 +48,16 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         ):
             axis.set_xlim(0, 1.18 * max(*values, *ends, 1e-9))
             for place, (value, end) in enumerate(zip(values, ends, strict=True)):
-                axis.text(max(value, end), place, " " + form.format(value), va="center", fontsize=9)
+                text = form.format(value, end)
+                axis.text(max(value, end), place, f" {text}", va="center", fontsize=9)
         axes[0].set_yticks(range(len(rows)), [row["name"].replace("_", " ") for row in rows])
         handles = [
             plt.Rectangle((0, 0), 1, 1, color=colour, label=runtime)
             for runtime, colour in COLOURS.items()
         ]
-        figure.legend(handles=handles, loc="lower right", ncols=2, frameon=False, fontsize=9)
+        figure.legend(
+            handles=handles, loc="lower right", ncols=len(COLOURS), frameon=False, fontsize=9
+        )
         machine = report["environment"]
         figure.suptitle(
             f"{report['architecture']}, {machine['device_name']}, {machine['threads']} threads, "

@@ -1,12 +1,13 @@
 """Whether an exported detector finds what PyTorch finds: the pictures, the measure, the verdict."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
     from torchvision.models.detection import FasterRCNN
 
+    from common.models import Detections
     from common.onnx_detector import OnnxDetector
 
 # (batch, height, width): sizes common in COCO, where other exporters resize one pixel off, odd
@@ -39,41 +40,78 @@ STRICT = Tolerance(0.99, 0.05, 1e-3)  # a score may fall to the other side of a 
 LOOSEST = Tolerance(0.9, 1.0, 1e-2)  # for models that amplify rounding, above all untrained ones
 
 
-def compare_with_torch(
-    model: "FasterRCNN", detector: "OnnxDetector", batches: "Sequence[Sequence[np.ndarray]]"
-) -> dict[str, Any]:
-    """Parity of an ONNX file with torchvision's own forward pass in float32 on the CPU.
+class Reference:
+    """What a detector finds, by which others are judged on the same images.
 
-    A file outside STRICT still holds when it differs less than PyTorch does from itself after
-    PIXEL_SHIFT, within LOOSEST.
-
-    Returns:
-        `matched` (share of detections with a partner, the worse of both directions),
-        `max_box_error_px`, `max_score_error` (None without pairs), `detections`, `images`,
-        `sensitivity` (PyTorch's own difference; None if not needed) and the verdict `holds`.
+    Args:
+        expected: Detections of each image.
+        moved: finds them again after PIXEL_SHIFT, where that can be done; called once at most.
     """
+
+    def __init__(
+        self, expected: "list[Detections]", moved: "Callable[[], list[Detections]] | None" = None
+    ):
+        self.expected, self._moved = expected, moved
+        self._sensitivity: dict[str, Any] | None = None
+
+    def judge(self, actual: "Sequence[Detections]") -> dict[str, Any]:
+        """Parity of another detector, one outside STRICT holding still when it differs less than
+        the reference does from itself after PIXEL_SHIFT, within LOOSEST.
+
+        Returns:
+            `matched` (share of detections with a partner, the worse of both directions),
+            `max_box_error_px`, `max_score_error` (None without pairs), `detections`, `images`,
+            `sensitivity` (the reference's own difference; None if not needed or not known) and
+            the verdict `holds`.
+        """
+        parity = measure_parity(self.expected, actual)
+        if within(parity, STRICT):
+            return {**parity, "sensitivity": None, "holds": True}
+        sensitivity = self.sensitivity()
+        tolerance = STRICT if sensitivity is None else _tolerance(sensitivity)
+        return {**parity, "sensitivity": sensitivity, "holds": within(parity, tolerance)}
+
+    def sensitivity(self) -> dict[str, Any] | None:
+        if self._sensitivity is None and self._moved is not None:
+            self._sensitivity = measure_parity(self.expected, self._moved())
+        return self._sensitivity
+
+
+def torch_reference(model: "FasterRCNN", batches: "Sequence[Sequence[np.ndarray]]") -> Reference:
+    """torchvision's own forward pass in float32 on the CPU."""
     import torch
 
     from common.inference_graph import InferenceGraph, graph_predictor
-    from common.models import Detections, stock_predictor
+    from common.models import stock_predictor
 
     cpu = torch.device("cpu")
+
+    def moved() -> "list[Detections]":
+        graph = InferenceGraph(model)
+        graph.mean -= PIXEL_SHIFT * graph.std
+        predict = graph_predictor(graph, cpu)
+        return [found for batch in batches for found in predict(batch)]
+
     stock = stock_predictor(model, cpu)
-    expected = [found for batch in batches for found in stock(batch)]
+    return Reference([found for batch in batches for found in stock(batch)], moved)
+
+
+def compare_with_torch(
+    model: "FasterRCNN", detector: "OnnxDetector", batches: "Sequence[Sequence[np.ndarray]]"
+) -> dict[str, Any]:
+    """Parity of an ONNX file with torchvision's own forward pass; see `Reference.judge`."""
+    from common.models import Detections
+
     actual = [Detections(*found[:3]) for batch in batches for found in detector(batch)]
-    parity = measure_parity(expected, actual)
-    if within(parity, STRICT):
-        return {**parity, "sensitivity": None, "holds": True}
-    moved = InferenceGraph(model)
-    moved.mean -= PIXEL_SHIFT * moved.std
-    predict = graph_predictor(moved, cpu)
-    sensitivity = measure_parity(expected, [found for batch in batches for found in predict(batch)])
-    tolerance = Tolerance(
+    return torch_reference(model, batches).judge(actual)
+
+
+def _tolerance(sensitivity: dict[str, Any]) -> Tolerance:
+    return Tolerance(
         max(min(STRICT.matched, sensitivity["matched"]), LOOSEST.matched),
         min(max(STRICT.box_error_px, sensitivity["max_box_error_px"] or 0), LOOSEST.box_error_px),
         min(max(STRICT.score_error, sensitivity["max_score_error"] or 0), LOOSEST.score_error),
     )
-    return {**parity, "sensitivity": sensitivity, "holds": within(parity, tolerance)}
 
 
 def measure_parity(expected: Sequence, actual: Sequence) -> dict[str, Any]:

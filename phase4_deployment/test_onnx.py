@@ -1,15 +1,17 @@
-"""Runs an exported detector over images: does it load, where does it run, how fast, is it right?
+"""Runs an exported detector over images in every runtime there is: does each find the same?
 
     python phase4_deployment/test_onnx.py --onnx-path outputs/deployment/model.onnx
     python phase4_deployment/test_onnx.py --onnx-path outputs/deployment/model.onnx \\
         --test-images test_data/ --model-path outputs/models/best_model.pth
+    python phase4_deployment/test_onnx.py --runtimes onnxruntime,openvino,web
 
-With --model-path every image's detections are compared with those of the PyTorch checkpoint.
+The file runs in ONNX Runtime on the CPU and with CUDA, in OpenVINO, and in a browser through
+onnxruntime-web. Detections are compared with those of the checkpoint it was exported from, given
+with --model-path or found in outputs/models; without one, with ONNX Runtime on the CPU.
 """
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +21,19 @@ sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/test_onnx.py` find
 
 from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
-from phase4_deployment import parity
+from phase4_deployment import parity, web_page
 
 if TYPE_CHECKING:
     import numpy as np
 
     from common.onnx_detector import OnnxDetector
+    from phase4_deployment.onnx_runtimes import Tools
 
 MAX_IMAGES = 50
-WARMUP_RUNS = 2
+DEVICES = ("auto", "cpu", "cuda")
+CPU, CUDA = "onnxruntime", "onnxruntime-cuda"
+RUNTIMES = (CPU, CUDA, "openvino", "web")
+REPORT = "onnx_test.json"
 
 
 def try_onnx(
@@ -35,53 +41,84 @@ def try_onnx(
     test_images: Path | None,
     model_path: Path | None,
     *,
+    runtimes: Sequence[str] | None,
+    tools: "Tools",
     max_images: int,
     device: str,
     output: Path,
 ) -> None:
-    """Loads the file, runs it over the images one by one, and writes onnx_test.json.
+    """Runs the file in each runtime, compares what they find, and writes onnx_test.json.
+
+    Args:
+        runtimes: names of RUNTIMES, each of which must be usable; None takes those that are.
+        tools: where the browser and its runtime are.
 
     Raises:
-        UserError: a file is missing or damaged, the device cannot be used, or the detections
-            differ from the checkpoint's.
+        UserError: a file is missing or damaged, a runtime or device asked for by name cannot be
+            used, a runtime fails, or detections differ.
     """
-    from common import timing
+    from phase4_deployment import onnx_check, onnx_runtimes
 
-    detector = _load(onnx_path, device)
-    log.info("Provider: %s", detector.provider)
-    log.info(
-        "Model:    %s, %d classes", detector.metadata["architecture"], len(detector.class_names)
-    )
+    names, asked = choose(runtimes, device)
+    detector = _load(onnx_path)
+    for name in asked:
+        onnx_runtimes.RUNTIMES[name].require(tools)
     images = _read_images(test_images, max_images)
-    latency_ms, found = _time_each(detector, images)
-    summary = timing.summarise(latency_ms)
-    log.info("Images:   %d, %d detections", len(images), found)
-    log.info(
-        "Latency:  p50 %.1f, p90 %.1f, p99 %.1f ms", *(summary[k] for k in ("p50", "p90", "p99"))
-    )
-    on_gpu = detector.provider == "CUDAExecutionProvider"
-    ran_on = str(environment.select_device("auto" if on_gpu else "cpu"))
+    checkpoint = model_path or onnx_check.find_checkpoint(detector.metadata)
+    if checkpoint is not None:
+        _warn_of_another(checkpoint, detector.metadata)
+    check = onnx_check.OnnxCheck(onnx_path, checkpoint, with_a_pair(images), tools)
+    rows = [check.row(name, is_asked=name in asked) for name in names]
+    used_cuda = any(row["provider"] == onnx_runtimes.CUDA for row in rows)
+    inputs = [onnx_path, *([checkpoint] if checkpoint else [])]
     report = {
-        **artifacts.provenance("onnx_test", ran_on, [onnx_path]),
-        "provider": detector.provider,
+        **artifacts.provenance("onnx_test", _device(used_cuda), inputs),
         "images": len(images),
-        "detections": found,
-        "latency_ms": summary,
-        "parity": _compare(detector, images, model_path) if model_path else None,
+        "reference": check.reference_name,
+        "runtimes": rows,
     }
-    artifacts.write_json(output / "onnx_test.json", report)
-    if report["parity"] and not report["parity"]["holds"]:
-        text = parity.describe(report["parity"])
-        raise UserError(onnx_path, f"differs from {model_path}: {text}", "export it again")
-    cli.finished([output / "onnx_test.json"], "python phase4_deployment/export_all.py")
+    artifacts.write_json(output / REPORT, report)
+    _raise_for(rows, onnx_path, check.reference_name, output / REPORT)
+    cli.finished([output / REPORT], "python phase4_deployment/export_all.py")
 
 
-def _load(onnx_path: Path, device: str) -> "OnnxDetector":
-    from common.onnx_detector import PROVIDERS, OnnxDetector
+def choose(runtimes: Sequence[str] | None, device: str) -> tuple[list[str], list[str]]:
+    """The runtimes to try, and which of them were asked for by name.
 
-    if device not in PROVIDERS:
-        raise UserError(f"--device {device}", "not supported", f"use one of {', '.join(PROVIDERS)}")
-    return OnnxDetector(onnx_path, device)
+    Raises:
+        UserError: an unknown runtime or device, or two options that contradict each other.
+    """
+    if device not in DEVICES:
+        raise UserError(f"--device {device}", "not supported", f"use one of {', '.join(DEVICES)}")
+    asked = [*(runtimes or ()), *([CUDA] if device == "cuda" else [])]
+    for name in asked:
+        if name not in RUNTIMES:
+            raise UserError("--runtimes", *cli.unknown_choice(name, RUNTIMES))
+    if device == "cpu" and CUDA in asked:
+        raise UserError(f"--runtimes {CUDA}", "contradicts --device cpu", "leave one of them out")
+    tried = [name for name in RUNTIMES if runtimes is None or name in asked]
+    if device == "cpu" and CUDA in tried:
+        tried.remove(CUDA)
+    return tried, [name for name in tried if name in asked]
+
+
+def _load(onnx_path: Path) -> "OnnxDetector":
+    """The file on the CPU, which says what is wrong with it before another runtime sees it."""
+    from common.onnx_detector import OnnxDetector
+
+    detector = OnnxDetector(onnx_path, "cpu")
+    architecture = detector.metadata.get("architecture", "unknown architecture")
+    log.info("Model:    %s, %d classes", architecture, len(detector.class_names))
+    return detector
+
+
+def _warn_of_another(checkpoint: Path, metadata: dict[str, Any]) -> None:
+    if checkpoint.is_file() and artifacts.sha256(checkpoint) != metadata.get("source_sha256"):
+        log.warning("%s is not the checkpoint this file was exported from", checkpoint)
+
+
+def _device(used_cuda: bool) -> str:
+    return str(environment.select_device("auto" if used_cuda else "cpu"))
 
 
 def _read_images(folder: Path | None, max_images: int) -> "list[np.ndarray]":
@@ -100,32 +137,25 @@ def _read_images(folder: Path | None, max_images: int) -> "list[np.ndarray]":
     return [read_image(file) for file in files[:max_images]]
 
 
-def _time_each(detector: "OnnxDetector", images: "Sequence[np.ndarray]") -> tuple[list[float], int]:
-    """Milliseconds for each image, alone in its batch, and the number of detections in all."""
-    for _ in range(WARMUP_RUNS):
-        detector(images[:1])
-    latency_ms, found = [], 0
-    for image in cli.progress(images, total=len(images), label="detecting"):
-        started = time.perf_counter()
-        detections = detector([image])
-        latency_ms.append((time.perf_counter() - started) * 1000)
-        found += len(detections[0].scores)
-    return latency_ms, found
+def with_a_pair(images: "Sequence[np.ndarray]") -> "list[list[np.ndarray]]":
+    """Each image alone, and the first with its mirror image: company must not change anything."""
+    return [*([image] for image in images), [images[0], images[0][:, ::-1].copy()]]
 
 
-def _compare(
-    detector: "OnnxDetector", images: "Sequence[np.ndarray]", model_path: Path
-) -> dict[str, Any]:
-    import torch
-
-    from common.models import load_model
-
-    loaded = load_model(model_path, torch.device("cpu"))
-    if artifacts.sha256(model_path) != detector.metadata["source_sha256"]:
-        log.warning("%s is not the checkpoint this file was exported from", model_path)
-    measured = parity.compare_with_torch(loaded.model, detector, [[image] for image in images])
-    log.info("Parity:   %s", parity.describe(measured))
-    return measured
+def _raise_for(
+    rows: Sequence[dict[str, Any]], onnx_path: Path, reference: str, report: Path
+) -> None:
+    """One line for all runtimes that failed or differ."""
+    wrong = []
+    for row in rows:
+        if row["status"] == "differs":
+            text = parity.describe(row["parity"])
+            wrong.append(f"differs from {reference} in {row['name']} ({text})")
+        elif row["status"] == "failed":
+            wrong.append(f"fails in {row['name']} ({row['reason']})")
+    if wrong:
+        remedy = f"export it again; the numbers are in {paths.display(report)}"
+        raise UserError(onnx_path, ", ".join(wrong), remedy)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -136,7 +166,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--test-images", type=Path, help="folder of images (default: the demo data's val split)"
     )
-    parser.add_argument("--model-path", type=Path, help="checkpoint to compare with")
+    parser.add_argument(
+        "--model-path", type=Path, help="checkpoint to compare with (default: the file's own)"
+    )
+    parser.add_argument(
+        "--runtimes",
+        type=cli.names,
+        help=f"{', '.join(RUNTIMES)}, with commas between (default: those that are installed)",
+    )
+    web_page.add_runtime_argument(parser)
+    parser.add_argument("--browser", type=Path, help="Chromium or Chrome (default: looked for)")
     parser.add_argument(
         "--max-images", type=cli.positive_int, default=MAX_IMAGES, help="images to run, at most"
     )
@@ -146,17 +185,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return cli.run(
-        lambda: try_onnx(
+
+    def work() -> None:
+        from phase4_deployment.onnx_runtimes import Tools
+
+        try_onnx(
             args.onnx_path,
             args.test_images,
             args.model_path,
+            runtimes=args.runtimes,
+            tools=Tools(args.web_runtime, args.browser),
             max_images=args.max_images,
             device=args.device,
             output=args.output,
-        ),
-        args,
-    )
+        )
+
+    return cli.run(work, args)
 
 
 if __name__ == "__main__":
