@@ -30,11 +30,11 @@ from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
 from phase4_deployment import quantization
 from phase4_deployment.formats import catalogue
-from phase4_deployment.formats.base import OK
+from phase4_deployment.formats.base import OK, Format
 
 if TYPE_CHECKING:
     from common.models import LoadedModel
-    from phase4_deployment.formats.base import Format, Ingredients
+    from phase4_deployment.formats.base import Ingredients
     from phase4_deployment.measuring import ValImages
 
 BATCH_SIZES = "1,2,4,8,16,32"
@@ -132,18 +132,38 @@ def _write_reports(
 
 def _tell_what_was_left_out(output_dir: Path, shipped: Sequence[dict[str, Any]]) -> None:
     for row in shipped:
+        what = f"left out of the package, {row['status']}"
         if row["status"].startswith("rejected"):
-            raise UserError(
-                output_dir / row["file"],
-                f"left out of the package, {row['status']}",
-                "accept it with a larger --max-map-drop, or use the formats that are there",
-            )
+            remedy = "accept it with a larger --max-map-drop, or use the formats that are there"
+            raise UserError(output_dir / row["file"], what, remedy)
+        if row["status"].startswith("failed"):
+            remedy = "leave it out of --formats, or use the tested versions of constraints.txt"
+            raise UserError(row["name"], what, remedy)
 
 
 def build_formats(names: Sequence[str], ingredients: "Ingredients") -> list["Format"]:
     """Writes the formats of these names; the baseline is the first."""
     wanted = {*names, *catalogue.NEEDED}
-    return [module.build(ingredients) for module in catalogue.ALL if module.NAME in wanted]
+    return [_build(module, ingredients) for module in catalogue.ALL if module.NAME in wanted]
+
+
+def _build(module: catalogue.FormatModule, ingredients: "Ingredients") -> "Format":
+    """A format that the package can do without may fail: its row says why, and nothing of it is
+    left in the folder."""
+    before = set(ingredients.folder.iterdir())
+    try:
+        return module.build(ingredients)
+    except UserError:
+        raise
+    except Exception as error:
+        if module.NAME in catalogue.NEEDED:
+            raise
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.warning("%s failed: %s", module.NAME, why)
+        log.debug("", exc_info=error)
+        for file in set(ingredients.folder.iterdir()) - before - {ingredients.onnx_path}:
+            file.unlink()
+        return Format(module.NAME, None, module.RUNTIME, None, status=f"failed: {why}")
 
 
 def check_package(

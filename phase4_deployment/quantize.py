@@ -7,13 +7,14 @@
 
 The suffix of --output chooses. Static quantisation is calibrated on images of the train split;
 mAP, parity and time are measured on the val split. A model that loses more mAP than
---max-map-drop is not written and the exit status is 2.
+--max-map-drop is written as NAME.rejected instead, and the exit status is 2.
 
 Reports to outputs/metrics/quantization.json. Load a quantised .pth with
 `phase4_deployment.quantization.load_dynamic`.
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -106,12 +107,19 @@ def _deliver(outputs: Sequence[Path], folder: Path, status: Mapping[str, str]) -
     """Puts what was made in `folder` into its place, unless it was rejected."""
     for output in outputs:
         if status[output.name] != "ok":
-            raise UserError(output, f"not written, {status[output.name]}", "raise --max-map-drop")
-        with artifacts.atomic_path(output) as temporary:
-            temporary.write_bytes((folder / output.name).read_bytes())
+            rejected = output.with_name(f"{output.name}.rejected")
+            _copy(folder / output.name, rejected)
+            what = f"not written, {status[output.name]}; kept as {rejected.name}"
+            raise UserError(output, what, "raise --max-map-drop")
+        _copy(folder / output.name, output)
         if output.suffix == ".pth":
             summary = artifacts.read_json(artifacts.sidecar(folder / output.name))
             artifacts.write_json(artifacts.sidecar(output), summary)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with artifacts.atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def check_suffixes(outputs: Sequence[Path]) -> None:

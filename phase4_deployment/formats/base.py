@@ -26,7 +26,7 @@ class Format:
         same_runtime: name of the FP32 format of the same runtime, if this is not it.
         max_map_drop: mAP it may lose; None asks for equality with the baseline (FP32).
         is_shipped: whether its files go into the package, or it is there for comparison only.
-        status: "ok", "rejected: …", "unsupported: …" or "unavailable: …".
+        status: "ok", "rejected: …", "failed: …", "unsupported: …" or "unavailable: …".
         extra: further keys of the row.
     """
 
@@ -73,12 +73,16 @@ class Ingredients:
     onnx_name: str = "model.onnx"
     onnx_parity: dict[str, Any] | None = None
 
+    @property
+    def onnx_path(self) -> Path:
+        return self.folder / self.onnx_name
+
     def onnx(self) -> Path:
         """The exported graph in FP32, which other formats start from; the first to ask exports."""
         from common.cli import log
         from phase4_deployment.export_onnx import GATE_IMAGES, export_onnx
 
-        path = self.folder / self.onnx_name
+        path = self.onnx_path
         if self.onnx_parity is None:
             log.info("Exporting %s", path.name)
             self.onnx_parity = export_onnx(self.loaded, path, images=self.val.images[:GATE_IMAGES])

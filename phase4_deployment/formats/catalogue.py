@@ -1,7 +1,8 @@
 """Every format, in the order of the tables. A new one is a file of this folder and a line here.
 
-A format is a module with its NAME; `build(ingredients)`, which makes it; `import_libraries()` and
-`load(file, threads)`, which a fresh process calls to run its file, and which are timed.
+A format is a module with its NAME and RUNTIME; `build(ingredients)`, which makes it; and
+`import_libraries()` and `load(file, threads)`, which a fresh process calls to run its file, and
+which are timed.
 """
 
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ class FormatModule(Protocol):
     """What a module of this folder offers."""
 
     NAME: str
+    RUNTIME: str
 
     def build(self, ingredients: Ingredients) -> Format: ...
 

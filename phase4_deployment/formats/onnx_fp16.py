@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from common.models import Predictor
 
 NAME = "onnx_fp16"
+RUNTIME = onnx_fp32.RUNTIME
 
 
 def build(ingredients: Ingredients) -> Format:
@@ -35,7 +36,7 @@ def build(ingredients: Ingredients) -> Format:
     return Format(
         NAME,
         file,
-        onnx_fp32.RUNTIME,
+        RUNTIME,
         onnx_fp32.predictor(file),
         same_runtime=onnx_fp32.NAME,
         max_map_drop=ingredients.max_map_drop,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from common.models import Predictor
 
 NAME = "onnx_int8"
+RUNTIME = onnx_fp32.RUNTIME
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def quantise(ingredients: Ingredients, file: Path) -> Format:
     from phase4_deployment import int8_search
 
     quantiser = OnnxQuantiser(ingredients.onnx(), ingredients.calibration)
-    runtimes = (onnx_fp32.RUNTIME, onnx_fp32.NAME)
+    runtimes = (RUNTIME, onnx_fp32.NAME)
     return int8_search.format_within_budget(NAME, *runtimes, ingredients, file, quantiser)
 
 

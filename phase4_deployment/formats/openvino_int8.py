@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from common.models import Predictor
 
 NAME = "openvino_int8"
+RUNTIME = openvino_fp32.RUNTIME
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ def build(ingredients: Ingredients) -> Format:
     """Writes model_openvino_int8.xml with its .bin."""
     if package := missing("openvino", "nncf"):
         why = f"{package} is not installed, see requirements-extras.txt"
-        return unavailable(NAME, openvino_fp32.RUNTIME, why)
+        return unavailable(NAME, RUNTIME, why)
     from phase4_deployment import int8_search
 
     file = ingredients.folder / "model_openvino_int8.xml"
     quantiser = OpenVinoQuantiser(ingredients.onnx(), ingredients.calibration)
-    runtimes = (openvino_fp32.RUNTIME, openvino_fp32.NAME)
+    runtimes = (RUNTIME, openvino_fp32.NAME)
     return int8_search.format_within_budget(NAME, *runtimes, ingredients, file, quantiser)
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from common.models import Predictor
 
 NAME = "pytorch_export"
+RUNTIME = "pytorch"
 
 
 def build(ingredients: Ingredients) -> Format:
@@ -22,7 +23,7 @@ def build(ingredients: Ingredients) -> Format:
     file = ingredients.folder / "model.pt2"
     log.info("Exporting %s", file.name)
     program = export_program(InferenceGraph(ingredients.loaded.model), file)
-    return Format(NAME, file, "pytorch", graph_predictor(program, torch.device("cpu")))
+    return Format(NAME, file, RUNTIME, graph_predictor(program, torch.device("cpu")))
 
 
 def export_program(graph: "InferenceGraph", path: Path) -> Any:

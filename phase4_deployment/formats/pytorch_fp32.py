@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from common.models import LoadedModel, Predictor
 
 NAME = "pytorch_fp32"
+RUNTIME = "pytorch"
 
 
 def build(ingredients: Ingredients) -> Format:
@@ -31,7 +32,7 @@ def of_checkpoint(loaded: "LoadedModel", file: Path) -> Format:
 
     from common.models import stock_predictor
 
-    return Format(NAME, file, "pytorch", stock_predictor(loaded.model, torch.device("cpu")))
+    return Format(NAME, file, RUNTIME, stock_predictor(loaded.model, torch.device("cpu")))
 
 
 def import_libraries() -> None:

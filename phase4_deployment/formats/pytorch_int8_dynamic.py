@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from common.models import Predictor
 
 NAME = "pytorch_int8_dynamic"
+RUNTIME = "pytorch"
 
 
 def build(ingredients: Ingredients) -> Format:
@@ -40,7 +41,7 @@ def quantise(ingredients: Ingredients, file: Path) -> Format:
     return Format(
         NAME,
         file,
-        "pytorch",
+        RUNTIME,
         _predictor(file),
         same_runtime=pytorch_fp32.NAME,
         max_map_drop=ingredients.max_map_drop,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from common.models import Detections, Predictor
 
 NAME = "torchscript"
+RUNTIME = "pytorch"
 
 
 def build(ingredients: Ingredients) -> Format:
@@ -35,10 +36,10 @@ def build(ingredients: Ingredients) -> Format:
             scripted = torch.jit.script(model)
     except Exception as error:  # noqa: BLE001 (the compiler raises many kinds)
         why = f"unsupported: {str(error).strip().splitlines()[0]}"
-        return Format(NAME, None, "pytorch", None, status=why, extra={"trace": trace})
+        return Format(NAME, None, RUNTIME, None, status=why, extra={"trace": trace})
     with artifacts.atomic_path(file) as temporary:
         scripted.save(str(temporary))
-    return Format(NAME, file, "pytorch", _predictor(scripted), extra={"trace": trace})
+    return Format(NAME, file, RUNTIME, _predictor(scripted), extra={"trace": trace})
 
 
 def try_trace(model: Any) -> str:

@@ -27,7 +27,7 @@ from tests.random_detectors import random_scene
 
 FILES = {
     *("model.pth", "model.json", "model.onnx", "model_int8.onnx", "model.pt2"),
-    "model_scripted.pt",
+    *("model_scripted.pt", "serve.py", "requirements-serve.txt"),
     *("detect.py", "labels.json", "README.md", "requirements.txt", "package_info.json"),
     *("golden/image.png", "golden/detections.json"),
     *(file.relative_to(paths.ROOT).as_posix() for file in shipped_files()),
@@ -199,6 +199,34 @@ def test_rejected_int8_is_left_out_and_told(build, tmp_path, monkeypatch):
     info = artifacts.read_json(package / "package_info.json")
     assert "model_int8.onnx" not in info["files"]
     assert "model_int8" not in (package / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_format_that_fails_is_a_row_and_the_rest_is_in_place(build, tmp_path, monkeypatch):
+    def fail(graph, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("the exporter gave up\nat line 7")
+
+    monkeypatch.setattr(pytorch_export, "export_program", fail)
+    what = "pytorch_export: left out of the package, failed: the exporter gave up"
+    with pytest.raises(UserError, match=what):
+        build()
+    assert files_in(tmp_path / "deployment") == FILES - {"model.pt2"}
+    report = artifacts.read_json(tmp_path / "metrics" / "export.json")
+    rows = {row["name"]: row for row in report["formats"]}
+    assert rows["pytorch_export"]["status"] == "failed: the exporter gave up"
+    assert rows["onnx_int8"]["status"] == "ok"
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_what_the_package_runs_there_is_none(build, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("the exporter gave up")
+
+    monkeypatch.setattr(export_onnx, "export_onnx", fail)
+    with pytest.raises(RuntimeError, match="gave up"):
+        build()
+    assert not (tmp_path / "deployment").exists()
 
 
 def test_a_folder_of_somebody_else_is_not_replaced(build, tmp_path):

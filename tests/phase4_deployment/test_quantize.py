@@ -72,7 +72,9 @@ def test_onnx_is_static_and_compared_with_both_fp32_models(run, tmp_path):
     assert rows["onnx_fp32"]["parity"]["matched"] >= 0.99
 
 
-def test_over_the_budget_nothing_is_written_but_the_report(run, tmp_path, monkeypatch):
+def test_over_the_budget_the_older_file_stays_and_the_new_one_is_called_rejected(
+    run, tmp_path, monkeypatch
+):
     """INT8 that costs 0.5 mAP whatever stays in float is refused."""
     static = int8_search.StaticResult(0.5, (), False, 1, 2, ())
 
@@ -82,8 +84,9 @@ def test_over_the_budget_nothing_is_written_but_the_report(run, tmp_path, monkey
 
     monkeypatch.setattr(int8_search, "quantize_within_budget", fail_budget)
     (tmp_path / "small.onnx").write_bytes(b"older")
-    with pytest.raises(UserError, match=r"rejected: mAP drop 0\.5"):
+    with pytest.raises(UserError, match=r"rejected: mAP drop 0\.5.*; kept as small.onnx.rejected"):
         run("small.onnx", max_map_drop=0.02)
+    assert (tmp_path / "small.onnx.rejected").stat().st_size > 1000
     assert (tmp_path / "small.onnx").read_bytes() == b"older"
     report = json.loads((tmp_path / "quantization.json").read_text(encoding="utf-8"))
     assert report["formats"][-1]["status"].startswith("rejected")
