@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -332,7 +333,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         remedy = _go_back(path, "restore it or train again")
         raise UserError(path, "differs from the sha256 in its .json", remedy)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of how it stores int8 itself
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises six kinds for damaged or foreign files
         reason = "not a checkpoint, damaged, or holds code that is never executed"
         remedy = _go_back(path, "give a .pth written by phase1_training")

@@ -312,6 +312,8 @@ def load_model(path: Path | None, device: "torch.device") -> LoadedModel:
         path = paths.BEST_MODEL
         log.info("Model: %s", paths.display(path))
     checkpoint = artifacts.load_checkpoint(path)
+    if "quantization" in checkpoint:
+        raise UserError(path, "is quantised already", "give the checkpoint it was made from")
     try:
         model = rebuild_model(checkpoint)
         class_names, category_ids = checkpoint["class_names"], checkpoint["category_ids"]

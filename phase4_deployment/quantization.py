@@ -18,7 +18,7 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,12 +86,14 @@ def save_dynamic(path: Path, model: "FasterRCNN", checkpoint: dict[str, Any]) ->
         checkpoint: the FP32 checkpoint it was made from; its description is kept.
     """
     kept = ("architecture", "num_classes", "min_size", "max_size", "class_names", "category_ids")
-    content = {key: checkpoint[key] for key in kept}
-    content |= {"quantization": DYNAMIC, "model_state_dict": model.state_dict()}
-    summary = {key: content[key] for key in (*kept, "quantization")}
+    described = {key: checkpoint[key] for key in kept} | {"quantization": DYNAMIC}
+    layout = {
+        key: checkpoint[key] for key in ("anchor_sizes", "frozen_norm_eps") if key in checkpoint
+    }
+    content = {**described, **layout, "model_state_dict": model.state_dict()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        artifacts.save_checkpoint(path, content, summary)
+        artifacts.save_checkpoint(path, content, described)
 
 
 def load_dynamic(path: Path) -> "FasterRCNN":
@@ -100,18 +102,28 @@ def load_dynamic(path: Path) -> "FasterRCNN":
     Raises:
         UserError: no such file, a damaged one, or a checkpoint that is not quantised.
     """
-    from common.models import build_model
+    from common.models import rebuild_model
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        checkpoint = artifacts.load_checkpoint(path)
+    checkpoint = artifacts.load_checkpoint(path)
     if checkpoint.get("quantization") != DYNAMIC:
         raise cli.UserError(path, "not quantised", "use common.models.load_model for it")
-    sizes = {key: checkpoint[key] for key in ("min_size", "max_size")}
-    model = build_model(checkpoint["architecture"], checkpoint["num_classes"], **sizes)
+    state = checkpoint["model_state_dict"]
+    model = rebuild_model({**checkpoint, "model_state_dict": _in_float(state)})
     model = quantize_dynamic(model)
-    model.load_state_dict(checkpoint["model_state_dict"])
+    model.load_state_dict(state)
     return model.eval()
+
+
+def _in_float(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a model without int8 layers, with their weights near what they were."""
+    packed = "._packed_params._packed_params"
+    layers = [name.removesuffix(packed) for name in state if name.endswith(packed)]
+    own = {f"{layer}{end}" for layer in layers for end in (".scale", ".zero_point")}
+    found = {n: value for n, value in state.items() if "._packed_params." not in n and n not in own}
+    for layer in layers:
+        weight, bias = state[layer + packed]
+        found |= {f"{layer}.weight": weight.dequantize(), f"{layer}.bias": bias}
+    return found
 
 
 # --- static quantisation of an ONNX file ------------------------------------------------------

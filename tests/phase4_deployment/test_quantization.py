@@ -1,5 +1,6 @@
 """Dynamic and static INT8: what becomes int8, what stays in float, and what the budget does."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,11 @@ import onnx
 import pytest
 import torch
 
-from common import artifacts
+from common import anchors, artifacts
 from common.cli import UserError
 from common.coco import CocoSplit, load_split
-from common.models import stock_predictor
+from common.hidden_channels import find_hidden_channels, keep_channels
+from common.models import freeze_norms, load_model, save_model, stock_predictor
 from phase4_deployment import int8_search, quantization
 from phase4_deployment.formats import onnx_fp32, onnx_int8
 from tests.phase4_deployment.conftest import CATEGORY_IDS, CLASS_NAMES
@@ -94,6 +96,45 @@ def test_dynamic_model_loads_again_and_detects_the_same(exported, tmp_path):
     for left, right in zip(before, after, strict=True):
         np.testing.assert_array_equal(left, right)
     assert path.stat().st_size < exported.model_path.stat().st_size
+
+
+def test_a_dynamic_model_keeps_frozen_norms_anchors_and_removed_channels(exported, tmp_path):
+    model = copy.deepcopy(exported.loaded.model)
+    freeze_norms(model, 1e-3)
+    anchors.set_anchor_sizes(model, [[18, 26], [40, 64], [96, 144], [200, 280]])
+    for channels in find_hidden_channels(model):
+        if channels.part == "box_head":
+            keep_channels(model, channels, torch.arange(channels.count(model) // 2))
+    description = {"architecture": "demo", "class_names": CLASS_NAMES, "category_ids": CATEGORY_IDS}
+    save_model(tmp_path / "float.pth", model, summary={}, **description)
+    dynamic = quantization.quantize_dynamic(model)
+    checkpoint = artifacts.load_checkpoint(tmp_path / "float.pth")
+    quantization.save_dynamic(tmp_path / "int8.pth", dynamic, checkpoint)
+    image = random_scene(np.random.default_rng(3), HEIGHT, WIDTH)
+    (before,), (after,) = (
+        stock_predictor(m, torch.device("cpu"))([image])
+        for m in (dynamic, quantization.load_dynamic(tmp_path / "int8.pth"))
+    )
+    assert len(before.scores) > 0
+    for left, right in zip(before, after, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_a_quantised_checkpoint_is_not_quantised_again(exported, tmp_path):
+    """Fault case P4-44."""
+    model = quantization.quantize_dynamic(exported.loaded.model)
+    checkpoint = artifacts.load_checkpoint(exported.model_path)
+    quantization.save_dynamic(tmp_path / "int8.pth", model, checkpoint)
+    with pytest.raises(UserError, match=r"int8\.pth: is quantised already"):
+        load_model(tmp_path / "int8.pth", torch.device("cpu"))
+
+
+def test_int8_is_the_same_file_each_time(exported, data, tmp_path):
+    """Fault case P4-46."""
+    records = quantization.calibration_records(load_split(data, "train"), 2)
+    for name in ("a.onnx", "b.onnx"):
+        quantization.quantize_static(exported.onnx_path, tmp_path / name, records)
+    assert artifacts.sha256(tmp_path / "a.onnx") == artifacts.sha256(tmp_path / "b.onnx")
 
 
 def test_a_float_checkpoint_is_no_dynamic_model(exported):
