@@ -30,6 +30,7 @@ __all__ = [
     "load_train_and_val",
     "parse_split",
     "read_image",
+    "rgb_pixels",
     "training_split",
 ]
 VAL_FRACTION = 0.1  # held out of the training images where there is no val file
@@ -115,7 +116,7 @@ def read_image(path: Path, expected_size: tuple[int, int] | None = None) -> np.n
         with Image.open(path) as image:  # refuses decompression bombs
             upright = ImageOps.exif_transpose(image)
             as_annotated = image if expected_size == image.size != upright.size else upright
-            pixels = np.array(_to_8_bit(as_annotated).convert("RGB"))
+            pixels = rgb_pixels(as_annotated)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(path, f"cannot be decoded ({error})", "replace the image") from None
     if expected_size not in (None, (pixels.shape[1], pixels.shape[0])):
@@ -123,6 +124,11 @@ def read_image(path: Path, expected_size: tuple[int, int] | None = None) -> np.n
         what = f"is {found}, the annotations say {expected_size[0]}x{expected_size[1]}"
         raise UserError(path, what, "correct width and height in the annotations")
     return pixels
+
+
+def rgb_pixels(image: Any) -> np.ndarray:
+    """What an opened Pillow image holds, as it lies there: uint8 RGB (height, width, 3)."""
+    return np.array(_to_8_bit(image).convert("RGB"))
 
 
 def _to_8_bit(image: Any) -> Any:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from common.models import Detections, LoadedModel
+    from common.onnx_detector import OnnxDetector
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 BATCH_SIZE = 4  # enough to keep a GPU busy, few enough to answer Ctrl-C soon
@@ -130,8 +131,20 @@ def of_model(loaded: "LoadedModel", precision: str) -> Backend:
     )
 
 
-def _exported(path: Path, device: str, precision: str) -> Backend:
+def of_onnx(detector: "OnnxDetector", path: Path) -> Backend:
+    """An ONNX file that is loaded already."""
     from common.models import Detections
+
+    return Backend(
+        lambda images, _: [Detections(*found[:3]) for found in detector(images)],
+        tuple(detector.class_names),
+        tuple(detector.metadata["category_ids"]),
+        "cuda" if detector.provider.startswith("CUDA") else "cpu",
+        file=path,
+    )
+
+
+def _exported(path: Path, device: str, precision: str) -> Backend:
     from common.onnx_detector import PROVIDERS, OnnxDetector
 
     if device not in PROVIDERS:
@@ -142,13 +155,7 @@ def _exported(path: Path, device: str, precision: str) -> Backend:
         raise UserError(f"--precision {precision}", "an ONNX file has its own", remedy)
     detector = OnnxDetector(path, device)
     log.info("Model: %s in ONNX Runtime, %s", paths.display(path), detector.provider)
-    return Backend(
-        lambda images, _: [Detections(*found[:3]) for found in detector(images)],
-        tuple(detector.class_names),
-        tuple(detector.metadata["category_ids"]),
-        "cuda" if detector.provider.startswith("CUDA") else "cpu",
-        file=path,
-    )
+    return of_onnx(detector, path)
 
 
 def _recorded(path: Path) -> Backend:

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from common import artifacts, paths
 from common.cli import UserError
+from phase4_deployment.formats.base import OK
 from phase4_deployment.golden_image import write_golden
+from phase4_deployment.package import command_line
 from phase4_deployment.package.file_check import INFO
-from phase4_deployment.shipped_modules import DETECT, shipped_files
+from phase4_deployment.shipped_modules import DETECT, SERVE, shipped_files
 
 if TYPE_CHECKING:
     import numpy as np
 
     from common.models import LoadedModel
+    from phase4_deployment.formats.base import Format
 
 KNOWN = (".gitkeep", "model.onnx", "model.onnx.json", INFO)  # beside which a package may go
 DEFAULT_MODEL = "model.onnx"
@@ -33,6 +36,12 @@ scipy>=1.11      # assigns detections to tracks
 av>=17.0         # reads and writes video
 Pillow>=10.0     # reads pictures
 tqdm>=4.65       # the bar on a terminal
+"""
+REQUIREMENTS_SERVE = """\
+# What serve.py needs beside requirements.txt.
+fastapi>=0.115
+uvicorn>=0.30
+python-multipart>=0.0.20  # pictures that are sent as forms
 """
 ARCHIVE = "package.zip"  # beside the folder in work, until both take their places
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # that a .zip can tell
@@ -207,11 +216,13 @@ def write_archive(folder: Path, name: str) -> Path:
     return path
 
 
-def leave_out(folder: Path, rows: Sequence[Mapping[str, Any]], shipped_status: str) -> None:
-    """Removes the files of formats that may not be shipped."""
-    for row in rows:
-        if row["status"] != shipped_status and row["file"]:
-            (folder / row["file"]).unlink(missing_ok=True)
+def leave_out(formats: "Sequence[Format]", rows: Sequence[Mapping[str, Any]]) -> None:
+    """Removes the files of formats that may not be shipped, as measured in their rows."""
+    rejected = {row["name"] for row in rows if row["status"] != OK}
+    for item in formats:
+        for file in item.files:
+            if item.name in rejected:
+                file.unlink(missing_ok=True)
 
 
 # --- what is in it ----------------------------------------------------------------------------
@@ -239,7 +250,7 @@ def write_small_files(
     ]
     artifacts.write_json(folder / "labels.json", {"labels": labels})
     golden_boxes = write_golden(folder, images, DEFAULT_MODEL)
-    shipped = [row for row in rows if row["status"] == "ok" and row["file"]]
+    shipped = [row for row in rows if row["status"] == OK and row["file"]]
     artifacts.write_text(folder / "README.md", readme(loaded, shipped, report, golden_boxes))
     info = {
         **{key: report[key] for key in ("command", "created", "environment", "inputs")},
@@ -278,19 +289,21 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_program(folder: Path) -> None:
-    """detect.py, what it needs of the project, and requirements.txt.
+    """The scripts, what they need of the project, and what has to be installed for each.
 
     Each folder gets an empty __init__.py. Without one it would be a namespace package, and any
     installed package called `common` would be imported in its place.
     """
-    shutil.copyfile(DETECT, folder / DETECT.name)
+    for script in (DETECT, SERVE):
+        shutil.copyfile(script, folder / script.name)
     for file in shipped_files():
         inside = file.relative_to(paths.ROOT)
         (folder / inside).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / inside)
         for parent in inside.parents[:-1]:
             (folder / parent / "__init__.py").touch()
-    artifacts.write_text(folder / "requirements.txt", REQUIREMENTS)
+    artifacts.write_text(folder / command_line.REQUIREMENTS, REQUIREMENTS)
+    artifacts.write_text(folder / command_line.REQUIREMENTS_SERVE, REQUIREMENTS_SERVE)
 
 
 def readme(

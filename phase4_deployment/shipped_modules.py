@@ -1,4 +1,4 @@
-"""Which files of the project the package needs: what detect.py imports, and what that imports.
+"""Which files of the project the package needs: what its scripts import, and what that imports.
 
 The package is a part of this repository with the same import paths, so nothing in it is a second
 version. Its files are found by following the imports in the sources, those inside functions too;
@@ -19,6 +19,7 @@ from pathlib import Path
 from common import paths
 
 DETECT = Path(__file__).resolve().parent / "package" / "detect.py"
+SERVE = DETECT.with_name("serve.py")  # needs more installed packages than DETECT
 LEFT_BEHIND = frozenset({"torch", "torchvision"})
 
 
@@ -30,13 +31,16 @@ class Imports:
     later: frozenset[str]
 
 
-def shipped_files(entry: Path = DETECT) -> list[Path]:
-    """The modules that `entry` needs, without itself, and the files beside them that they name."""
-    modules: set[Path] = set()
-    waiting = [entry]
+def shipped_files(*entries: Path) -> list[Path]:
+    """The modules that `entries` need, without these, and the files beside them that they name.
+
+    Without any entry those of all scripts of the package.
+    """
+    waiting = [*(entries or (DETECT, SERVE))]
+    known, modules = set(waiting), set[Path]()
     while waiting:
         imported = imports_of(waiting.pop())
-        found = set(project_files(imported.at_import | imported.later)) - modules - {entry}
+        found = set(project_files(imported.at_import | imported.later)) - modules - known
         new = [module for module in sorted(found) if not needs_torch(module)]
         modules.update(new)
         waiting += new

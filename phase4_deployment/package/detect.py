@@ -25,11 +25,15 @@ sys.path.insert(0, str(HERE))  # so that it finds common/ from any directory
 try:
     from common import cli
     from common.cli import UserError
-    from common.onnx_detector import PROVIDERS
     from phase3_tracking.backends import BATCH_SIZE, PRECISIONS, load_backend
     from phase3_tracking.run_arguments import add_run_arguments, track_inputs
     from phase3_tracking.trackers.tracker_options import tracker_settings
-    from phase3_tracking.video_detector import CONFIDENCE, VideoDetector
+    from phase3_tracking.video_detector import VideoDetector
+    from phase4_deployment.package.command_line import (
+        add_detector_arguments,
+        check_model,
+        missing_module,
+    )
 except (ImportError, SyntaxError, ValueError):  # a damaged file: say which, not only the first
     from phase4_deployment.package.file_check import file_findings
 
@@ -46,8 +50,7 @@ def detect(args: argparse.Namespace) -> int:
     from phase3_tracking.inputs.sources import expand_inputs
     from phase4_deployment.package.picture_results import pictures_among
 
-    if args.model.suffix.lower() != ".onnx":
-        raise UserError(args.model, "is no .onnx file", "give model.onnx or another of its kind")
+    check_model(args.model)
     texts = expand_inputs([args.input])
     pictures = pictures_among(texts)
     if pictures:
@@ -99,11 +102,7 @@ def work(args: argparse.Namespace) -> int:
 
         return check_package(HERE, args.device) if args.verify else detect(args)
     except ModuleNotFoundError as error:
-        name = str(error.name)
-        if (HERE / name.split(".")[0]).is_dir():
-            raise UserError(name, "is missing", "see what else: detect.py --verify") from error
-        remedy = "run: pip install -r requirements.txt"
-        raise UserError(name, "is not installed", remedy) from error
+        raise missing_module(error, HERE) from error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -120,37 +119,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, default=OUTPUT, help="folder, or for one video an .mp4"
     )
-    _add_detector_arguments(parser)
+    add_detector_arguments(parser, MODEL, of_confidence="; see also --tracker")
     add_run_arguments(parser)
     group = parser.add_argument_group("common")
     group.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
-
-
-def _add_detector_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("detector")
-    group.add_argument("--model", type=Path, default=MODEL, help="another .onnx file")
-    group.add_argument(
-        "--confidence",
-        type=cli.fraction,
-        default=CONFIDENCE,
-        help="smallest confidence kept; see also --tracker",
-    )
-    group.add_argument(
-        "--classes", type=cli.names, help="comma separated names or category ids to keep"
-    )
-    group.add_argument(
-        "--device",
-        choices=PROVIDERS,
-        default="auto",
-        help="cuda is an error where it cannot be used; auto then takes the CPU",
-    )
-    group.add_argument(
-        "--batch-size",
-        type=cli.positive_int,
-        help="images for each inference (default: the best that was measured, see README.md)",
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -112,7 +112,17 @@ def _row(
 ) -> dict[str, Any]:
     """One entry of detections.json."""
     height, width = image.shape[:2]
-    boxes = [
+    boxes = detection_rows(found, class_names)
+    return {"file": file.name, "width": width, "height": height, "detections": boxes}
+
+
+def detection_rows(found: np.ndarray, class_names: Mapping[int, str]) -> list[dict[str, Any]]:
+    """The boxes of one image as they stand in JSON.
+
+    Args:
+        found: (N, 6) [x1, y1, x2, y2, confidence, category id] in pixels.
+    """
+    return [
         {
             "box_xyxy": [round(side, 3) for side in box],
             "score": round(score, 6),
@@ -121,7 +131,6 @@ def _row(
         }
         for *box, score, category in found.tolist()
     ]
-    return {"file": file.name, "width": width, "height": height, "detections": boxes}
 
 
 def _report(

@@ -1,10 +1,12 @@
 """The three kinds of detector behind one interface, and what each refuses."""
 
+import json
 import shutil
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -118,6 +120,51 @@ def test_options_that_an_onnx_file_does_not_have(
     assert reason in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("class_names", "category_ids"),
+    [
+        (["car", "person"], [3, 1, 10]),
+        (["car", "person", "light", "dog"], [3, 1, 10]),
+        (["car", "person", "light"], [3, 1]),
+        (["car", "person", "light"], []),
+        (["car"], [3]),  # fewer than the network finds
+        ("cars", [3, 1, 10, 4]),
+        (["car", "person", "light"], None),
+    ],
+)
+def test_p3_37_labels_that_do_not_fit_are_one_line(
+    tmp_path, exported, pan, capsys, class_names, category_ids
+):
+    model = onnx.load(exported.onnx_path)
+    changed = {"class_names": json.dumps(class_names), "category_ids": json.dumps(category_ids)}
+    for entry in model.metadata_props:
+        entry.value = changed.get(entry.key, entry.value)
+    path, output = tmp_path / "labels.onnx", tmp_path / "out" / "out.mp4"
+    onnx.save(model, path)
+    options = ("--model-path", path, "--device", "cpu", "--confidence", "0.05")
+    assert run("--input", pan, "--output", output, *options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: ")
+    assert error.endswith("– export it again\n")
+    assert error.count("\n") == 1
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("category_ids", [(3, 1), (3, 1, 10, 4)])
+def test_p3_37_a_checkpoint_whose_labels_do_not_fit_is_one_line(
+    tmp_path, exported, pan, capsys, category_ids
+):
+    checkpoint = torch.load(exported.model_path, weights_only=True)
+    checkpoint["category_ids"] = list(category_ids)
+    path = tmp_path / "labels.pth"
+    torch.save(checkpoint, path)
+    assert run("--input", pan, "--output", tmp_path / "out.mp4", "--model-path", path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out.mp4").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -8,9 +8,13 @@ import pytest
 
 from common import paths
 from phase4_deployment import clean_environment, package_files, shipped_modules
-from phase4_deployment.shipped_modules import DETECT, imports_of, shipped_files
+from phase4_deployment.shipped_modules import DETECT, SERVE, imports_of, shipped_files
 
-PACKAGE_OF = {"PIL": "Pillow", "cv2": "opencv-python"}  # module -> what pip calls it
+PACKAGE_OF = {  # module -> what pip calls it
+    "PIL": "Pillow",
+    "cv2": "opencv-python",
+    "python_multipart": "python-multipart",
+}
 SOURCE = """
 import os.path
 from a import b
@@ -143,10 +147,24 @@ def test_the_tracker_and_the_pages_of_the_project_are_shipped():
     assert "common/inference_graph.py" not in names
 
 
+def test_several_entries_need_what_each_of_them_needs(tree, tmp_path):
+    tree(
+        start="from room import a", other="from room import b, start", a="", b="from room import a"
+    )
+    entries = [tmp_path / "room" / f"{name}.py" for name in ("start", "other")]
+    assert [file.name for file in shipped_files(*entries)] == ["a.py", "b.py"]
+
+
+def test_the_server_and_its_page_are_shipped_and_detect_does_not_need_them():
+    of_the_server = set(shipped_files()) - set(shipped_files(DETECT))
+    folder = SERVE.parent / "serving"
+    assert of_the_server == {*folder.glob("*.py"), folder / "page.html"} - {folder / "__init__.py"}
+
+
 def test_every_module_can_be_imported_without_pytorch_in_the_package(package):
     modules = [dotted(file) for file in shipped_files() if file.suffix == ".py"]
     assert len(modules) > 50
-    assert import_without_torch(["detect", *modules], package) == {}
+    assert import_without_torch(["detect", "serve", *modules], package) == {}
 
 
 def test_what_stays_behind_could_not_be_imported():
@@ -165,11 +183,14 @@ def test_what_stays_behind_could_not_be_imported():
 
 
 def test_requirements_are_what_is_imported_with_the_bounds_of_the_project():
-    modules = shipped_modules.third_party([DETECT, *shipped_files()])
-    names = {PACKAGE_OF.get(module, module) for module in modules}
-    assert names == set(clean_environment.requirement_names(package_files.REQUIREMENTS))
-    theirs = (paths.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    bounds = {line.split("#")[0].split(";")[0].strip() for line in theirs}
-    for line in package_files.REQUIREMENTS.splitlines():
-        if not line.startswith("#"):
-            assert line.split("#")[0].strip() in bounds
+    of_detect, of_serve = package_files.REQUIREMENTS, package_files.REQUIREMENTS_SERVE
+    for entry, listed in ((DETECT, of_detect), (SERVE, of_detect + of_serve)):
+        modules = shipped_modules.third_party([entry, *shipped_files(entry)])
+        names = {PACKAGE_OF.get(module, module) for module in modules}
+        assert names == set(clean_environment.requirement_names(listed))
+    for name, listed in (("requirements.txt", of_detect), ("requirements-dev.txt", of_serve)):
+        theirs = (paths.ROOT / name).read_text(encoding="utf-8").splitlines()
+        bounds = {line.split("#")[0].split(";")[0].strip() for line in theirs}
+        for line in listed.splitlines():
+            if not line.startswith("#"):
+                assert line.split("#")[0].strip() in bounds
