@@ -15,10 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from torchvision.models.detection import FasterRCNN
 
 BACKBONE, RPN, BOX_HEAD = "backbone", "rpn", "box_head"
@@ -46,7 +44,7 @@ class HiddenChannels:
     def name(self) -> str:
         return self.writers[0]
 
-    def count(self, model: nn.Module) -> int:
+    def count(self, model: "nn.Module") -> int:
         return len(model.get_parameter(f"{self.name}.weight"))
 
 
@@ -55,7 +53,7 @@ def find_hidden_channels(model: "FasterRCNN") -> list[HiddenChannels]:
     return [*_of_backbone(model), *_of_rpn(model), *_of_box_head(model)]
 
 
-def keep_channels(model: nn.Module, channels: HiddenChannels, kept: Tensor) -> None:
+def keep_channels(model: "nn.Module", channels: HiddenChannels, kept: "Tensor") -> None:
     """Leaves the channels int64 `kept` and makes all layers that hold them as narrow, in place.
 
     Parameters that change are new ones: make an optimizer afterwards.
@@ -73,6 +71,8 @@ def load_weights(model: "FasterRCNN", state_dict: Mapping[str, Any]) -> None:
     Raises:
         RuntimeError: something else differs, or a layer of `state_dict` is wider.
     """
+    import torch
+
     for channels in find_hidden_channels(model):
         stored = state_dict.get(f"{channels.name}.weight")
         if stored is not None and 0 < len(stored) < channels.count(model):
@@ -80,7 +80,7 @@ def load_weights(model: "FasterRCNN", state_dict: Mapping[str, Any]) -> None:
     model.load_state_dict(state_dict)
 
 
-def is_norm(layer: nn.Module) -> bool:
+def is_norm(layer: "nn.Module") -> bool:
     """Whether a layer normalises channels with stored statistics, frozen or not."""
     return hasattr(layer, "running_mean")
 
@@ -126,6 +126,8 @@ def _of_rpn(model: "FasterRCNN") -> Iterator[HiddenChannels]:
 
 
 def _of_box_head(model: "FasterRCNN") -> Iterator[HiddenChannels]:
+    from torch import nn
+
     stages: list[Writers] = []
     for name, layer in model.roi_heads.box_head.named_children():
         path = f"roi_heads.box_head.{name}"
@@ -137,8 +139,10 @@ def _of_box_head(model: "FasterRCNN") -> Iterator[HiddenChannels]:
     yield from _chain(BOX_HEAD, stages, (f"{predictor}.cls_score", f"{predictor}.bbox_pred"))
 
 
-def _conv_and_norm(path: str, block: nn.Module) -> Writers:
+def _conv_and_norm(path: str, block: "nn.Module") -> Writers:
     """The layers of torchvision's Conv2dNormActivation that have weights."""
+    from torch import nn
+
     layers = dict(block.named_children())
     return tuple(
         f"{path}.{name}"
@@ -157,7 +161,9 @@ def _chain(part: str, stages: Sequence[Writers], ends: tuple[str, ...]) -> Itera
 # --- making layers narrower -------------------------------------------------------------------
 
 
-def _keep_rows(layer: nn.Module, kept: Tensor, count: int) -> None:
+def _keep_rows(layer: "nn.Module", kept: "Tensor", count: int) -> None:
+    from torch import nn
+
     for name, values in _tensors(layer):
         if values.ndim and len(values) == count:
             _replace(layer, name, values.index_select(0, kept.to(values.device)))
@@ -172,7 +178,9 @@ def _keep_rows(layer: nn.Module, kept: Tensor, count: int) -> None:
         layer.num_features = left
 
 
-def _keep_columns(layer: Any, kept: Tensor, count: int) -> None:
+def _keep_columns(layer: Any, kept: "Tensor", count: int) -> None:
+    from torch import nn
+
     weight = layer.weight
     by_channel = weight.reshape(len(weight), count, -1)  # a kernel, or places of a flattened map
     narrow = by_channel.index_select(1, kept.to(weight.device))
@@ -185,11 +193,13 @@ def _keep_columns(layer: Any, kept: Tensor, count: int) -> None:
     _replace(layer, "weight", narrow)
 
 
-def _tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
+def _tensors(layer: "nn.Module") -> "list[tuple[str, Tensor]]":
     return [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
 
 
-def _replace(layer: nn.Module, name: str, values: Tensor) -> None:
+def _replace(layer: "nn.Module", name: str, values: "Tensor") -> None:
+    from torch import nn
+
     old = getattr(layer, name)
     values = values.detach().contiguous()
     is_parameter = isinstance(old, nn.Parameter)

@@ -16,6 +16,7 @@ import numpy as np
 
 from common import anchors, artifacts, paths
 from common.cli import UserError, log
+from common.hidden_channels import load_weights
 
 if TYPE_CHECKING:
     import torch
@@ -339,8 +340,6 @@ def rebuild_model(checkpoint: Mapping[str, Any]) -> "FasterRCNN":
     torchvision gives detectors with pretrained weights frozen normalisation layers and untrained
     ones ordinary layers: what a checkpoint needs is known from itself, without fetching weights.
     """
-    from common.hidden_channels import load_weights  # needs torch
-
     sizes = {key: checkpoint[key] for key in ("min_size", "max_size")}
     model = build_model(checkpoint["architecture"], checkpoint["num_classes"], **sizes)
     if "anchor_sizes" in checkpoint:

@@ -86,11 +86,11 @@ def save_dynamic(path: Path, model: "FasterRCNN", checkpoint: dict[str, Any]) ->
         checkpoint: the FP32 checkpoint it was made from; its description is kept.
     """
     kept = ("architecture", "num_classes", "min_size", "max_size", "class_names", "category_ids")
-    described = {key: checkpoint[key] for key in kept} | {"quantization": DYNAMIC}
-    layout = {
-        key: checkpoint[key] for key in ("anchor_sizes", "frozen_norm_eps") if key in checkpoint
-    }
-    content = {**described, **layout, "model_state_dict": model.state_dict()}
+    described: dict[str, Any] = {key: checkpoint[key] for key in kept}
+    described["quantization"] = DYNAMIC
+    layout = [key for key in ("anchor_sizes", "frozen_norm_eps") if key in checkpoint]
+    content = described | {key: checkpoint[key] for key in layout}
+    content["model_state_dict"] = model.state_dict()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         artifacts.save_checkpoint(path, content, described)
