@@ -4,7 +4,7 @@ A report and the files beside it take their places one after the other, and a pe
 remove any of them later. `others` says which of those that lie there are not the report's own.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,16 @@ def record(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     return {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
 
 
-def own(report: Mapping[str, Any], folder: Path) -> list[Path]:
-    """The files in the folder of a report that are those it tells of, to the last byte."""
-    return [folder / name for name, facts in _recorded(report) if _is(folder / name, facts)]
+def own(
+    report: Mapping[str, Any], folder: Path, wanted: Callable[[Path], bool] = Path.exists
+) -> list[Path]:
+    """The files in the folder of a report that are those it tells of, to the last byte.
+
+    Args:
+        wanted: asked of a path before its file is read.
+    """
+    told = ((folder / name, facts) for name, facts in _recorded(report))
+    return [path for path, facts in told if wanted(path) and _is(path, facts)]
 
 
 def others(report: Mapping[str, Any], folder: Path) -> list[str]:

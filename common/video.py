@@ -53,8 +53,8 @@ class VideoWriter:
     The file appears at `path` when the block ends. If the block raises, nothing appears and an
     older file at `path` stays. Until then the frames are in `partial_path(path)`, in fragments
     that can be played at any moment. A process that is killed leaves it behind, and so does a disk
-    that is full when all frames are there and the finished file is to be made of them; the next one
-    that writes to `path` replaces it.
+    that is full, whether this file tells so or another one that the block writes; the next one that
+    writes to `path` replaces it.
 
     Args:
         path: the mp4 to write; its folder is made.
@@ -215,35 +215,55 @@ class VideoWriter:
     ) -> None:
         with contextlib.ExitStack() as stack:
             stack.callback(self._partial.unlink, missing_ok=True)
-            if error is not None:
-                with contextlib.suppress(Exception):  # the block's own error is the one to tell
-                    self._container.close()
-                return
-            if not self.frames_written or self._stream is None:
-                self._container.close()
-                raise ValueError(f"{self.path}: no frame was written")
-            with _output_errors(self.path):
-                self._container.mux(self._stream.encode(None))
-                self._container.close()
+            failure = error
             try:
-                self._finish()
-            except UserError as failure:
-                if isinstance(failure.__cause__, OSError) and self._partial_is_whole():
-                    stack.pop_all()  # the only place where the frames are
-                    kept = f"; its frames can be played in {paths.display(self._partial)}"
-                    raise _cannot_write(self.path, failure.__cause__, kept) from failure.__cause__
-                raise
+                self._close(failed=error is not None)
+                if error is None:
+                    self._finish()
+            except UserError as own:
+                failure = own
+            kept = self._playable_after(failure)
+            if kept:
+                stack.pop_all()  # the only place where the frames are
+                raise kept from kept.__cause__
+            if failure is not None and failure is not error:
+                raise failure
 
-    def _partial_is_whole(self) -> bool:
-        """Whether every frame is in the fragments: FFmpeg's muxer hides that a disk was full."""
+    def _close(self, *, failed: bool) -> None:
+        """Writes what the encoder has in work, and the end. Where the block failed the former is
+        lost: PyAV crashes if more is written after the disk was full."""
+        if failed:
+            with contextlib.suppress(Exception):  # the block's own error is the one to tell
+                self._container.close()
+            return
+        if not self.frames_written or self._stream is None:
+            self._container.close()
+            raise ValueError(f"{self.path}: no frame was written")
+        with _output_errors(self.path):
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+
+    def _playable_after(self, failure: BaseException | None) -> UserError | None:
+        """The failure of a disk, of this or another file, with how much can be played; None for
+        others, or when nothing can. FFmpeg's muxer hides that a disk was full, so it is counted."""
         import av
 
-        from common.video_remux import check_video
+        from common.video_remux import check_video, cut_to_fragments
 
+        if not isinstance(failure, UserError) or not isinstance(failure.__cause__, OSError):
+            return None
         try:
-            return check_video(self._partial) == self.frames_written
-        except av.FFmpegError:
-            return False
+            cut_to_fragments(self._partial)
+            frames = check_video(self._partial)
+        except (av.FFmpegError, OSError):
+            return None
+        if not frames:
+            return None
+        place = paths.display(self._partial)
+        more = f"; {frames} of {self.frames_written} frames can be played in {place}"
+        told = UserError(failure.where, f"{failure.what}{more}", failure.remedy)
+        told.__cause__ = failure.__cause__
+        return told
 
     def _finish(self) -> None:
         """From the fragments to the file that was asked for."""
@@ -297,6 +317,6 @@ def _output_errors(path: Path) -> Iterator[None]:
         raise _cannot_write(path, error) from error
 
 
-def _cannot_write(path: Path, error: OSError, more: str = "") -> UserError:
+def _cannot_write(path: Path, error: OSError) -> UserError:
     mend = "free some space there" if error.errno in DISK_ERRORS else "choose another --output"
-    return UserError(path, f"cannot be written ({error.strerror or error}){more}", mend)
+    return UserError(path, f"cannot be written ({error.strerror or error})", mend)

@@ -4,6 +4,7 @@ Packets are copied, not encoded again, but for sound that an mp4 cannot hold.
 """
 
 import contextlib
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,6 +28,8 @@ COPIED_AUDIO = {"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"}
 
 AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}  # channels: their usual names
+
+BOX_HEAD = struct.Struct(">I4s")  # of a part of an mp4: bytes with this head, and what it is
 
 TimedPacket = tuple[int, av.Packet]  # decoding time in a common time base, and the packet
 
@@ -80,6 +83,23 @@ def check_video(path: Path) -> int:
     with _opened(path) as container:
         packets = filter(lambda packet: packet.size, container.demux(video=0))
         return sum(1 for packet in packets if not packet.is_discard and not packet.is_corrupt)
+
+
+def cut_to_fragments(path: Path) -> None:
+    """Cuts off what follows the last whole fragment of an mp4 that ends in a part of one, where a
+    player would stop with an error."""
+    size, position, end = path.stat().st_size, 0, 0
+    with open(path, "r+b") as file:
+        while position + BOX_HEAD.size <= size:
+            file.seek(position)
+            length, kind = BOX_HEAD.unpack(file.read(BOX_HEAD.size))
+            if length < BOX_HEAD.size or position + length > size:
+                break
+            position += length
+            if kind == b"mdat":  # the pictures, after the box that tells of them
+                end = position
+        if position < size:
+            file.truncate(end)
 
 
 def _opened(path: Path) -> "InputContainer":

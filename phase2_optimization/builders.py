@@ -19,7 +19,6 @@ from common.fastpath import fold_batchnorm
 from common.fastpath_boxes import cached_anchors, thresholded_first
 from common.fastpath_layers import fast_roi_pool
 from common.inference_graph import InferenceGraph, graph_predictor
-from common.predictors import batch_predictor
 from common.low_precision import replace_heavy_modules
 from common.models import (
     Detections,
@@ -29,6 +28,7 @@ from common.models import (
     resized_size,
     stock_predictor,
 )
+from common.predictors import batch_predictor
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN

@@ -2,7 +2,8 @@
 
 The source decodes in a thread of its own (`frame_source`), `DetectionWorkers` detect batches of
 frames side by side, the caller tracks and draws, and a `BackgroundWriter` encodes. Every queue is
-bounded, so a slow stage holds up the ones before it and memory stays flat. Frames keep their order.
+bounded, by a number of frames and by their bytes, so a slow stage holds up the ones before it and
+few frames are in memory, also of 8K. Frames keep their order.
 """
 
 import queue
@@ -35,6 +36,7 @@ GPU_WORKERS = 2
 
 Frame = TypeVar("Frame")
 ENCODE_QUEUE = 8  # drawn frames that wait for the encoder
+BATCH_BYTES, ENCODE_BYTES = 2 << 30, 256 << 20  # of frames in batches, and of those that wait
 
 
 def default_workers(device: str) -> int:
@@ -44,6 +46,17 @@ def default_workers(device: str) -> int:
 
         return min(MAX_CPU_WORKERS, torch.get_num_threads())
     return GPU_WORKERS if device.startswith("cuda") else 1
+
+
+def batch_size_within(size: int, workers: int, frame_bytes: int) -> int:
+    """`size`, or how many frames of so many bytes each batch may have for all to fit into
+    BATCH_BYTES; at least 1.
+
+    Of the `workers` + 2 batches there are at a time one is tracked and drawn, and one waits for a
+    worker. Those that are detected have a copy in RGB.
+    """
+    batches = workers + 2 + max(1, workers)
+    return max(1, min(size, BATCH_BYTES // (batches * frame_bytes)))
 
 
 def dtype_of(precision: str, device: "torch.device") -> "torch.dtype":
@@ -181,14 +194,17 @@ class BackgroundWriter:
 
     When it ends, every frame given to it is encoded. What encoding raises is raised by the next
     `write`, or at the end.
+
+    Args:
+        frame_bytes: of a frame; fewer wait if they are large.
     """
 
-    def __init__(self, writer: "VideoWriter"):
+    def __init__(self, writer: "VideoWriter", frame_bytes: int = 1):
         self.seconds = 0.0
         self._writer = writer
         self._error: BaseException | None = None
         self._queue: queue.Queue[tuple[np.ndarray, Fraction | None] | None]
-        self._queue = queue.Queue(ENCODE_QUEUE)
+        self._queue = queue.Queue(max(1, min(ENCODE_QUEUE, ENCODE_BYTES // frame_bytes)))
         self._thread = threading.Thread(target=self._encode, name="encode", daemon=True)
 
     def write(self, frame_bgr: np.ndarray, time_s: Fraction | None = None) -> None:

@@ -22,7 +22,6 @@ class StageClock:
         self._begin = self._last = time.perf_counter()
         self._ends: deque[float] = deque([self._begin], maxlen=FPS_WINDOW + 1)
         self._frames = 0
-        self._taken: float | None = None
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES)
 
     def skip(self) -> None:
@@ -35,16 +34,17 @@ class StageClock:
         self.seconds[stage] += now - self._last
         self._last = now
 
-    def frame_taken(self) -> None:
-        """Work on a frame begins; where frames are worked on one by one, for `latency_ms`."""
-        self._taken = time.perf_counter()
+    def frame_done(self, received_s: float | None = None) -> None:
+        """The result of a frame is out: written as text, handed to the encoder, shown.
 
-    def frame_done(self) -> None:
+        Args:
+            received_s: `Frame.received_s`, for `latency_ms`; None where nobody waits for a frame.
+        """
         now = time.perf_counter()
         self._frames += 1
         self._ends.append(now)
-        if self._taken is not None:
-            self._latencies_s.append(now - self._taken)
+        if received_s is not None:
+            self._latencies_s.append(now - received_s)
 
     def fps_now(self) -> float:
         """Frames per second over the last FPS_WINDOW frames; 0 before the first."""
@@ -55,8 +55,9 @@ class StageClock:
         return self._frames / (time.perf_counter() - self._begin)
 
     def latency_ms(self) -> dict[str, float] | None:
-        """From a frame's being taken to its being shown: p50, p90 and p99 in milliseconds; None
-        where frames were worked on in batches."""
+        """From the moment the reader handed a frame over to `frame_done`, its waiting for the frame
+        before and its conversion included: p50, p90 and p99 in milliseconds, of the last LATENCIES
+        frames. None but in latency mode."""
         if not self._latencies_s:
             return None
         p50, p90, p99 = np.percentile(self._latencies_s, [50, 90, 99]) * 1e3

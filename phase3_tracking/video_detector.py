@@ -63,7 +63,7 @@ class VideoDetector:
         confidence_threshold: detections below it are left out, in [0, 1]; but some trackers
             may continue a track with a weaker one.
         classes: names or category ids to keep; None keeps all.
-        batch_size: frames given to the model at a time.
+        batch_size: frames given to the model at a time; fewer of a video with large ones.
         workers: batches detected at a time; None chooses for the device.
         precision: of a LoadedModel's backbone and heads, one of PRECISIONS; boxes are computed in
             FP32. "auto" is the half precision that the device computes natively, or FP32.
@@ -204,10 +204,11 @@ class VideoDetector:
             "classes": self._kept.tolist(),
         }
 
-    def settings(self, tracker: "Tracker", *, smooth: bool) -> dict[str, Any]:
+    def settings(self, tracker: "Tracker", *, batch_size: int, smooth: bool) -> dict[str, Any]:
         """What a result depends on beside the model and the video, for the report.
 
         Args:
+            batch_size: frames that were given to the model at a time.
             smooth: whether the tracks were smoothed afterwards.
         """
         return {
@@ -216,7 +217,7 @@ class VideoDetector:
             },
             "settings": {
                 "confidence_threshold": self.confidence_threshold,
-                "batch_size": self.batch_size,
+                "batch_size": batch_size,
                 "workers": self.workers,
                 "precision": self._backend.precision,
                 "max_proposals": self._backend.max_proposals,

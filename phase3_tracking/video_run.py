@@ -40,6 +40,7 @@ class VideoRun:
         self._clock = StageClock()
         self._stop = StopSignal()
         self._is_closed = False  # the window, by a person
+        self._batch_size = detector.batch_size
 
     def process(self) -> dict[str, Any]:
         """Writes everything and returns the report."""
@@ -99,6 +100,7 @@ class VideoRun:
     ) -> dict[str, Any]:
         """Writes all files; the contents of the report."""
         detector, options = self._detector, self._options.outputs
+        self._batch_size = self._frames_at_a_time(source)
         tracker = detector.new_tracker(float(source.fps))
         with VideoOutputs(staging, source, detector.class_names, options) as outputs:
             with ExitStack() as stack:
@@ -107,7 +109,7 @@ class VideoRun:
                     tracked = self._smoothed(tracked, float(source.fps))
                 for frame, tracks in tracked:
                     self._is_closed = not outputs.take(frame, tracks, self._clock)
-                    self._clock.frame_done()
+                    self._clock.frame_done(frame.received_s)
                     if self._is_closed:
                         break
             is_complete = not self._is_stopped() and not self._is_closed
@@ -115,6 +117,19 @@ class VideoRun:
             report = self._report(source, outputs, tracker, complete=is_complete)
             self._publish(outputs, report)
         return report
+
+    def _frames_at_a_time(self, source: "FrameSource") -> int:
+        """Given to the model: one where only the newest counts, else as many as was asked for,
+        unless they are too large."""
+        if self._options.source.latency_mode:
+            return 1
+        wanted, workers = self._detector.batch_size, self._detector.workers
+        size = pipeline.batch_size_within(wanted, workers, 3 * source.width * source.height)
+        if size < wanted:
+            text = "Batches of %d frames instead of %d: so many of %dx%d pixels would fill %.0f GiB"
+            gib = pipeline.BATCH_BYTES / (1 << 30)
+            cli.log.info(f"{text} and more", size, wanted, source.width, source.height, gib)
+        return size
 
     def _report(
         self, source: "FrameSource", outputs: VideoOutputs, tracker: "Tracker", *, complete: bool
@@ -126,7 +141,7 @@ class VideoRun:
             **artifacts.provenance("video_tracking", detector.device, [*read, *self._inputs]),
             **run_report.of_video(source, outputs.writer, clock, complete=complete),
             **run_report.of_tracks(outputs.summary(), tracker),
-            **detector.settings(tracker, smooth=self._options.smooths),
+            **detector.settings(tracker, batch_size=self._batch_size, smooth=self._options.smooths),
         }
 
     def _tracked(
@@ -180,13 +195,10 @@ class VideoRun:
         frames = cli.progress(source, total=total, label=source.name) if total else iter(source)
 
         def detect(batch: "Sequence[Frame]") -> "list[np.ndarray]":
-            if is_live:
-                self._clock.frame_taken()
             known = log.get([frame.index for frame in batch])
             return self._detector.detect_for_tracking(batch) if known is None else known
 
-        size = 1 if is_live else self._detector.batch_size
-        batches = pipeline.in_batches(frames, size, self._stop)
+        batches = pipeline.in_batches(frames, self._batch_size, self._stop)
         # ahead of the caller by a batch or two, but in latency mode, where only the newest counts
         workers = stack.enter_context(
             pipeline.DetectionWorkers(

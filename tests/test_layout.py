@@ -39,6 +39,7 @@ def is_script(path: Path) -> bool:
 
 SOURCES = tracked("*.py")
 MODULES = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in {*PHASES, "common"}]
+PACKAGES = sorted({path.parent for path in [*MODULES, *tracked("benchmarks/*.py")]})
 SCRIPTS = [path for path in MODULES if is_script(path) and path.parent.name != "package"]
 TEXTS = [
     path
@@ -175,8 +176,44 @@ def test_library_code_logs(module):
     assert not calls
 
 
-def test_there_are_no_packages():
-    assert [name_of(path) for path in SOURCES if path.name == "__init__.py"] == []
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in [*MODULES, *tracked("benchmarks/*.py")]}), ids=name_of
+)
+def test_every_folder_of_modules_is_a_package_and_an_empty_one(folder):
+    """Without the file any installed package of the same name would be imported in its place."""
+    assert (folder / "__init__.py").read_bytes() == b""
+
+
+@pytest.mark.parametrize("room", [*PHASES, "common"])
+def test_an_installed_package_of_the_same_name_is_not_taken(room, tmp_path):
+    for name in (*PHASES, "common"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('a foreign package')")
+    script = next(path for path in SCRIPTS if path.relative_to(ROOT).parts[0] == room)
+    done = subprocess.run(
+        [sys.executable, str(script), "--help"],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@each_source
+def test_a_skipped_test_tells_what_to_install(source):
+    """The package, where a program or library is missing; -ra shows the reasons."""
+    reasons = [
+        keyword.value.value
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "reason" and isinstance(keyword.value, ast.Constant)
+    ]
+    wanting = [reason for reason in reasons if "installed" in str(reason)]
+    names_it = re.compile(r"(apt|pip) install \S|requirements-\w+\.txt|\([\w-]+\) is not installed")
+    assert all(names_it.search(reason) for reason in wanting)
 
 
 # --- what is committed ------------------------------------------------------------------------

@@ -117,6 +117,16 @@ def test_a_parser_takes_the_command(command):
     importlib.import_module(name).build_parser().parse_args(arguments)
 
 
+@pytest.mark.parametrize("script", ["video_detector", "evaluate_tracking", "explain_tracking"])
+def test_the_guide_of_phase_3_names_every_option(script):
+    """One that can be switched on or off by either name."""
+    parser = importlib.import_module(f"phase3_tracking.{script}").build_parser()
+    text = PHASE3.read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+    options = [action.option_strings for action in parser._actions if action.option_strings]
+    assert [names for names in options if not named & set(names)] == []
+
+
 @pytest.fixture
 def a_persons_folder(tmp_path):
     """What the guide's commands name: videos, pictures, detections, ground truth, models."""

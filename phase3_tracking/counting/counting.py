@@ -3,7 +3,7 @@
     options = counting_options(args, with_video=True)  # --line, --zone, --heatmap, ...
     counting = Counting(options, class_names, width, height, fps)
     events = counting.update(number, time_s, tracks, frame)  # the frame as it was read
-    counting.draw(frame)  # lines and zones, after the tracks
+    counting.draw(frame)  # lines and zones, before the tracks
     counting.keep(time_s, frame)  # with everything on it
     for path, content in counting.pictures(output_path).items():
         ...
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from phase3_tracking.counting.region_events import Event
+    from phase3_tracking.results.drawing import Place
 
 HEATMAP_SUFFIX, CONTACT_SUFFIX = ".heatmap.png", ".contact.jpg"
 
@@ -146,12 +147,14 @@ class Counting:
             self._heatmap.update(time_s, tracks, frame_bgr)
         return self._regions.update(frame_number, time_s, tracks) if self._has_regions else []
 
-    def draw(self, frame_bgr: "np.ndarray") -> None:
-        """Draws lines and zones with their counts onto the frame, after the tracks."""
-        if self._has_regions:
-            from phase3_tracking.counting.region_drawing import draw_regions
+    def draw(self, frame_bgr: "np.ndarray") -> "list[Place]":
+        """Draws lines and zones with their counts onto the frame, before the tracks; where the
+        counts stand."""
+        if not self._has_regions:
+            return []
+        from phase3_tracking.counting.region_drawing import draw_regions
 
-            draw_regions(frame_bgr, self._regions.lines, self._regions.zones)
+        return draw_regions(frame_bgr, self._regions.lines, self._regions.zones)
 
     def keep(self, time_s: float, frame_bgr: "np.ndarray") -> None:
         """Shows the contact sheet a frame with everything drawn on it; a copy is kept if any."""

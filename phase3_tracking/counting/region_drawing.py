@@ -21,38 +21,43 @@ from phase3_tracking.results.drawing import (
     PADDING,
     REFERENCE_HEIGHT,
     WHITE,
+    Place,
     drawable,
+    overlap,
 )
 
 FILL = 0.15  # share of white in a zone
 ARROW, ARROW_MIN = 0.04, 14  # length: of the frame's height, and pixels
 SHIFT = 4  # OpenCV takes coordinates in 1/16 pixel
 MAX_LABEL = 40  # characters of a name
-STATUS_EXAMPLE = "frame 0000/0000  00.0 FPS  00 tracks"
-
-Place = tuple[int, int, int, int]  # x1, y1, x2, y2
+STATUS_EXAMPLE, SPEED_EXAMPLE = "frame 0000/0000  00.0 FPS  00 tracks", "FPS: 000.0"
 
 
 def draw_regions(
     frame_bgr: np.ndarray, lines: Sequence[LineCounter], zones: Sequence[ZoneCounter]
-) -> None:
-    """Draws onto the frame itself, after the tracks, whose labels would hide the counts.
+) -> list[Place]:
+    """Draws onto the frame itself, before the tracks, which are then not tinted by a zone.
 
     Args:
         frame_bgr: uint8 (H, W, 3).
         lines, zones: those of a RegionCounter, with their counts so far.
+
+    Returns:
+        Where the counts stand: what the labels of tracks are to keep off.
     """
     for zone in zones:
         _draw_zone(frame_bgr, zone)
     for line in lines:
         _draw_line(frame_bgr, line)
-    taken = [_status_place(frame_bgr)]
+    reserved = _reserved(frame_bgr)
+    taken = list(reserved)
     for zone in zones:
         counts = f"{zone.occupancy} inside, in {zone.total(ENTER)}, out {zone.total(EXIT)}"
         _label(frame_bgr, f"{_short(zone.zone.name)}: {counts}", zone.zone.points, taken)
     for line in lines:
         counts = f"L>R {line.total(LEFT_TO_RIGHT)}  R>L {line.total(RIGHT_TO_LEFT)}"
         _label(frame_bgr, f"{_short(line.line.name)}: {counts}", line.line.points, taken)
+    return taken[len(reserved) :]
 
 
 def _draw_zone(frame_bgr: np.ndarray, zone: ZoneCounter) -> None:
@@ -113,10 +118,12 @@ def _text_size(frame_bgr: np.ndarray, text: str) -> tuple[int, int, int]:
     return width + 2 * PADDING, ascent + descent + 2 * PADDING, ascent + PADDING
 
 
-def _status_place(frame_bgr: np.ndarray) -> Place:
-    """What to keep free for TrackDrawer's status line."""
+def _reserved(frame_bgr: np.ndarray) -> list[Place]:
+    """What to keep free for TrackDrawer's status line and speed."""
     width, height, _ = _text_size(frame_bgr, STATUS_EXAMPLE)
-    return 0, 0, width, height
+    speed_width, _, _ = _text_size(frame_bgr, SPEED_EXAMPLE)
+    right = frame_bgr.shape[1]
+    return [(0, 0, width, height), (right - speed_width, 0, right, height)]
 
 
 def _label(frame_bgr: np.ndarray, text: str, corners: Sequence[Point], taken: list[Place]) -> None:
@@ -131,14 +138,10 @@ def _label(frame_bgr: np.ndarray, text: str, corners: Sequence[Point], taken: li
         for top in (round(y - height - gap), round(y + gap)):
             clipped = min(max(0, top), bottom)
             places.append((left, clipped, left + width, clipped + height))
-    free = [place for place in places if not any(_overlap(place, other) for other in taken)]
+    free = [place for place in places if not any(overlap(place, other) for other in taken)]
     place = next(iter(free or places))
     taken.append(place)
     cv2.rectangle(frame_bgr, place[:2], place[2:], BLACK, cv2.FILLED)
     origin = (place[0] + PADDING, place[1] + baseline)
     font_scale, weight = _text(frame_bgr)
     cv2.putText(frame_bgr, text, origin, FONT, font_scale, WHITE, weight, cv2.LINE_AA)
-
-
-def _overlap(a: Place, b: Place) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -28,6 +28,7 @@ from phase3_tracking.explain.explain_trace import (
 from phase3_tracking.explain.explain_weak import WeakFinder, WeakMoment
 from phase3_tracking.inputs.source_options import SourceOptions
 from phase3_tracking.inputs.sources import open_source
+from phase3_tracking.pipeline import batch_size_within
 from phase3_tracking.trackers.tracker_options import START_SHARE
 
 if TYPE_CHECKING:
@@ -106,8 +107,9 @@ def choose_moments(text: str, detector: "VideoDetector", options: SourceOptions)
         total = source.frames_expected
         frames = cli.progress(source, total=total, label=source.name) if total else iter(source)
         chooser = Chooser(detector.confidence_threshold, float(source.fps))
-        frames = iter(frames)
-        while batch := list(islice(frames, detector.batch_size)):
+        frames, frame_bytes = iter(frames), 3 * source.width * source.height
+        size = batch_size_within(detector.batch_size, 1, frame_bytes)
+        while batch := list(islice(frames, size)):
             found = detector.detect_for_tracking(batch)
             for frame, detections in zip(batch, found, strict=True):
                 chooser.take(frame.index + 1, float(frame.time_s), detections)

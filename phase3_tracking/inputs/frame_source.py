@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
@@ -41,11 +41,14 @@ class Frame:
         time_s: seconds since the first frame of the input, growing from frame to frame.
         index: number of the frame in the input, from 0, also where frames are left out; after
             a jump to `start_s` it is what time and frame rate say.
+        received_s: when the thread that reads handed it over, on the clock of time.perf_counter:
+            before it waited for the caller, and was converted and resized. In latency mode only.
     """
 
     image_bgr: np.ndarray
     time_s: Fraction
     index: int
+    received_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Picture:
     time_s: Fraction
     index: int
     load: Callable[[], np.ndarray | None]
+    received_s: float | None = None  # see Frame
 
 
 class FrameSource(Protocol):
@@ -267,7 +271,7 @@ class BufferedSource:
             if size != (width, height):
                 kind = cv2.INTER_AREA if size[0] < width or size[1] < height else cv2.INTER_LINEAR
                 image = cv2.resize(image, size, interpolation=kind)
-        return Frame(image, picture.time_s, picture.index)
+        return Frame(image, picture.time_s, picture.index, picture.received_s)
 
     # --- the thread -----------------------------------------------------------------------------
 
@@ -301,6 +305,7 @@ class BufferedSource:
             return
         if not self.live:
             self._keep_pace(float(item.time_s - first_time_s))
+        item = replace(item, received_s=time.perf_counter())
         try:
             self._queue.put_nowait(item)
         except queue.Full:

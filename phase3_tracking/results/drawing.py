@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 Color = tuple[int, int, int]
+Place = tuple[int, int, int, int]  # x1, y1, x2, y2
 
 # Okabe and Ito's palette, which stays distinct under the common kinds of colour blindness, without
 # its black; BGR. Consecutive ids get colours that differ in lightness too.
@@ -46,15 +47,22 @@ class TrackDrawer:
         self._trail_frames = max(2, round(TRAIL_SECONDS * fps))
         self._trails: dict[int, deque[tuple[int, int, int]]] = {}  # id -> (frame, x, y)
         self._frame = 0
-        self._taken: list[tuple[int, int, int, int]] = []  # by texts on the last frame
+        self._taken: list[Place] = []  # by texts on the last frame, the status first
 
-    def draw(self, frame_bgr: np.ndarray, tracks: np.ndarray, status: str) -> None:
+    def draw(
+        self,
+        frame_bgr: np.ndarray,
+        tracks: np.ndarray,
+        status: str,
+        avoided: Sequence[Place] = (),
+    ) -> None:
         """Draws onto the frame itself.
 
         Args:
             frame_bgr: uint8 (H, W, 3).
             tracks: (M, 7) [x1, y1, x2, y2, track_id, class_id, confidence] in pixels.
             status: text for the top left corner.
+            avoided: what labels of tracks keep off where there is room, as they do off each other.
         """
         self._frame += 1
         height, width = frame_bgr.shape[:2]
@@ -67,8 +75,9 @@ class TrackDrawer:
             self._draw_trail(frame_bgr, track_id)
         for track_id, (x1, y1, x2, y2) in zip(ids, boxes, strict=True):
             cv2.rectangle(frame_bgr, (x1, y1), (x2, y2), color_of(track_id), self._line_width)
-        taken = self._taken = list[tuple[int, int, int, int]]()
+        taken = self._taken = list[Place]()
         self._draw_text(frame_bgr, status, (0, 0, 0, 0), BLACK, taken)
+        taken += avoided
         for row, (track_id, class_id) in enumerate(zip(ids, classes, strict=True)):
             name = self._class_names.get(class_id, f"class {class_id}")
             text = f"ID:{track_id} {name} {tracks[row, 6]:.2f}"
@@ -106,7 +115,7 @@ class TrackDrawer:
         text: str,
         box: Sequence[int],
         background: Color,
-        taken: list[tuple[int, int, int, int]],
+        taken: list[Place],
     ) -> None:
         """Text on a filled rectangle by a box: inside the frame, off the others if there is room.
 
@@ -122,7 +131,7 @@ class TrackDrawer:
         tops = (y1 - height, y2, y1, y1 - 2 * height, y2 + height)  # above, below, inside, ...
         places = [(x, y, x + width, y + height) for y in tops if 0 <= y <= lowest]
         others = taken[:MAX_AVOIDED]
-        free = [place for place in places if not any(_overlap(place, other) for other in others)]
+        free = [place for place in places if not any(overlap(place, other) for other in others)]
         y = min(max(0, y1 - height), lowest)
         place = next(iter(free or places), (x, y, x + width, y + height))
         taken.append(place)
@@ -139,7 +148,8 @@ def drawable(text: str) -> str:
     return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+def overlap(a: Place, b: Place) -> bool:
+    """Whether two rectangles share a pixel."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

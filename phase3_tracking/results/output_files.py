@@ -127,8 +127,11 @@ def files_replaced(output_path: Path, files: Sequence[Path], inputs: Sequence[Pa
     except UserError:  # whatever it is, it tells of no files
         return []
     spared = {_identity(path) for path in [*files, *inputs] if path.exists()}
-    own = recorded_files.own(report, output_path.parent)
-    return [path for path in own if _identity(path) not in spared]
+    return recorded_files.own(
+        report,
+        output_path.parent,
+        lambda path: path.exists() and _identity(path) not in spared,
+    )
 
 
 def strange_files(output_path: Path, files: Sequence[Path], inputs: Sequence[Path]) -> list[Path]:

@@ -94,7 +94,7 @@ def tell(name: str, report: Mapping[str, Any]) -> None:
     stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in report["stage_ms"].items())
     log.info("%.1f FPS end to end; ms per frame: %s", report["fps_end_to_end"], stages)
     if report["latency_ms"]:
-        text = "Latency of a frame, taken to shown: p50 %.1f, p90 %.1f, p99 %.1f ms"
+        text = "Latency from the reader to the result: p50 %.1f, p90 %.1f, p99 %.1f ms"
         log.info(text, *report["latency_ms"].values())
 
 

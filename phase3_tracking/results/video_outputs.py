@@ -83,7 +83,9 @@ class VideoOutputs:
                     self._output, *size, source.fps, audio_from=source.audio_path, place=place
                 )
                 stack.enter_context(self.writer)
-                self._encoder = stack.enter_context(BackgroundWriter(self.writer))
+                self._encoder = stack.enter_context(
+                    BackgroundWriter(self.writer, 3 * source.width * source.height)
+                )
             with_events = options.counting.has_regions
             self._tracks = TrackWriters(
                 self._output, self._class_names, self._facts, with_events=with_events, place=place
@@ -107,8 +109,8 @@ class VideoOutputs:
         clock.lap("track")
         if not self._options.draws:
             return True
-        self._drawer.draw(image, tracks, status_line(number, time_s, len(tracks)))
-        self._counting.draw(image)
+        counts = self._counting.draw(image)
+        self._drawer.draw(image, tracks, status_line(number, time_s, len(tracks)), counts)
         if self._options.draws_fps:
             self._drawer.draw_speed(image, clock.fps_now())
         self._counting.keep(time_s, image)

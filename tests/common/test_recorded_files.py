@@ -22,6 +22,13 @@ def test_the_record(report, tmp_path):
     assert recorded_files.own(report, tmp_path) == [tmp_path / "a.mp4", tmp_path / "a.csv"]
 
 
+def test_only_files_that_are_wanted_are_read(report, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(recorded_files, "sha256", lambda path: read.append(path) or sha256(path))
+    found = recorded_files.own(report, tmp_path, lambda path: path.suffix == ".csv")
+    assert found == read == [tmp_path / "a.csv"]
+
+
 @pytest.mark.parametrize("content", [b"other", b"longer than that", None])
 def test_another_file_or_none_is_told(report, tmp_path, content):
     """The first has the size of the file it replaces."""

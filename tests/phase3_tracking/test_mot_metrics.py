@@ -124,7 +124,7 @@ def test_distractors_take_their_tracks_along():
 
 
 def trackeval_scores(*args, **kwargs) -> dict:
-    pytest.importorskip("trackeval", reason="trackeval is installed for tests only")
+    pytest.importorskip("trackeval", reason="trackeval is not installed: see requirements-dev.txt")
     from tests.phase3_tracking import trackeval_oracle
 
     return trackeval_oracle.trackeval_scores(*args, **kwargs)

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+import weakref
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -12,7 +13,13 @@ import torch
 
 from common.cli import UserError
 from phase3_tracking import pipeline
-from phase3_tracking.pipeline import BackgroundWriter, DetectionWorkers, dtype_of, in_batches
+from phase3_tracking.pipeline import (
+    BackgroundWriter,
+    DetectionWorkers,
+    batch_size_within,
+    dtype_of,
+    in_batches,
+)
 
 CPU = torch.device("cpu")
 
@@ -218,6 +225,78 @@ def test_batches_end_with_the_frames_or_after_a_signal(received, sizes):
     frames = iter([frame for (frame,) in numbered(7, 1)])
     batches = in_batches(frames, 3, SimpleNamespace(received=received))
     assert [len(batch) for batch in batches] == sizes
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+HD, UHD, UHD_8K = (3 * 1920 * 1080, 3 * 3840 * 2160, 3 * 7680 * 4320)
+
+
+@pytest.mark.parametrize(
+    ("asked", "workers", "frame_bytes", "size"),
+    [
+        (4, 4, HD, 4),
+        (4, 4, UHD, 4),  # 10 batches of 4 frames of 23.7 MiB: 949 MiB
+        (4, 4, UHD_8K, 2),  # 10 batches of 2 frames of 94.9 MiB: 1898 MiB; of 3 they are 2848 MiB
+        (32, 4, UHD_8K, 2),
+        (32, 4, UHD, 8),  # 10 x 8 x 23.7 MiB = 1898 MiB
+        (32, 4, HD, 32),  # 10 x 32 x 5.9 MiB = 1898 MiB
+        (64, 4, HD, 34),  # 10 x 34 x 5.93 MiB = 2017 MiB; 35 of them are 2076 MiB
+        (32, 2, UHD_8K, 3),  # a GPU: 6 x 3 x 94.9 MiB = 1709 MiB
+        (32, 1, UHD_8K, 5),  # 4 x 5 x 94.9 MiB = 1898 MiB
+        (8, 4, 3 * 16384**2, 1),  # 768 MiB each
+    ],
+)
+def test_batches_of_large_frames_are_small(asked, workers, frame_bytes, size):
+    assert batch_size_within(asked, workers, frame_bytes) == size
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_so_many_batches_are_counted_as_there_are(workers):
+    """`batch_size_within` says `workers` + 2: one is tracked when another one is read."""
+
+    class Image:
+        pass
+
+    alive, most = weakref.WeakSet(), []
+
+    def batches():
+        for _ in range(20):
+            batch = [Image()]
+            alive.add(batch[0])
+            most.append(len(alive))
+            yield batch
+            del batch
+
+    with DetectionWorkers(lambda frames: [np.empty((0, 6))], workers, "cpu") as pool:
+        for frames, _ in pool.map(batches()):
+            assert frames
+    assert max(most) == workers + 2
+
+
+@pytest.mark.parametrize(
+    ("frame_bytes", "waiting"), [(HD, 8), (UHD, 8), (UHD_8K, 2), (1 << 30, 1)]
+)  # 256 MiB are 2.7 frames of 8K
+def test_few_large_frames_wait_for_the_encoder(frame_bytes, waiting):
+    go_on, handed_over = threading.Event(), []
+    recorder = Recorder()
+    recorder.write = lambda *item: go_on.wait(20)
+    with BackgroundWriter(recorder, frame_bytes) as encoder:
+
+        def hand_over():
+            for (frame,) in numbered(20, 1):
+                encoder.write(frame)
+                handed_over.append(frame)
+
+        thread = threading.Thread(target=hand_over)
+        thread.start()
+        deadline = time.monotonic() + 20
+        while len(handed_over) < waiting + 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)  # would take more if it could
+        assert len(handed_over) == waiting + 1  # and the one that is encoded
+        go_on.set()
+        thread.join()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ How runs are stopped is in test_resume.py.
 
 import json
 import time
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -14,9 +15,10 @@ import pytest
 
 from common.cli import UserError
 from common.models import Detections
-from phase3_tracking import mot_files
+from phase3_tracking import mot_files, pipeline, video_detector
 from phase3_tracking.backends import Backend
 from phase3_tracking.inputs.source_options import SourceOptions
+from phase3_tracking.inputs.video_file import VideoFile
 from phase3_tracking.run_options import OutputOptions, RunOptions
 from phase3_tracking.video_detector import VideoDetector, main
 from tests.phase3_tracking import made_videos
@@ -244,6 +246,38 @@ def test_latency_mode_drops_what_it_cannot_keep_up_with(tmp_path):
     written = (tracks_in(tmp_path / "out.mot.txt").frames - 1).tolist()
     assert set(written) <= set(model.frames)
     assert not list(tmp_path.glob("*.jsonl"))  # other frames would come the next time
+
+
+@pytest.mark.parametrize(("kib", "size"), [(1 << 20, 4), (130, 1), (280, 3)])
+def test_large_frames_come_in_small_batches(tmp_path, video, monkeypatch, capsys, kib, size):
+    """A frame of 96x64 has 18 KiB, so 4 batches (one worker) of 1 frame 72 KiB, of 3 frames 216."""
+    monkeypatch.setattr(pipeline, "BATCH_BYTES", kib << 10)
+    model = RedSquareModel()
+    monkeypatch.setattr(video_detector, "load_backend", lambda *options: model.backend)
+    command = ["--input", str(video), "--output", str(tmp_path / "out.mp4")]
+    assert main(command) == 0
+    assert model.batch_sizes == [size] * (12 // size)
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["settings"]["batch_size"] == size
+    told = f"Batches of {size} frames instead of 4: so many of 96x64 pixels would fill"
+    assert (told in capsys.readouterr().out) == (size < 4)
+
+
+def test_latency_includes_the_conversion_of_the_frame(tmp_path, monkeypatch):
+    """The caller converts what it takes: 0.3 s here, on top of 0.2 s for the detector."""
+    decoded = VideoFile.pictures
+
+    def slow(self, start_s):
+        for picture in decoded(self, start_s):
+            load = picture.load
+            yield replace(picture, load=lambda load=load: (time.sleep(0.3), load())[1])
+
+    monkeypatch.setattr(VideoFile, "pictures", slow)
+    video = write_video(tmp_path / "slow.mp4", 12, fps=Fraction(10))
+    model = RedSquareModel(lambda number: time.sleep(0.2))
+    options = RunOptions(SourceOptions(latency_mode=True), NO_VIDEO)
+    report = VideoDetector(model.backend).process_video(video, tmp_path / "out.mp4", options)
+    assert report["latency_ms"]["p50"] >= 500
 
 
 def test_without_latency_mode_nothing_is_dropped(tmp_path, video):

@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -108,6 +109,28 @@ def test_a_run():
     assert summary["regions"]["zones"][0]["name"] == "zone 1"
     assert summary["statistics"]["unique_tracks"] == 1
     assert summary["statistics"]["tracks"][0]["dwell_s"] == 0.4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "most_bytes"), [((), 500), (GATE, 720), (YARD, 720), ((*GATE, *YARD), 940)]
+)
+def test_p3_50_memory_grows_by_what_the_guide_says_for_each_track(arguments, most_bytes):
+    """500 bytes, and 220 for each line or zone; each track walks through both."""
+    counting = Counting(options(*arguments, "--no-contact-sheet"), NAMES, 320, 240, 30.0)
+    image, held = np.zeros((240, 320, 3), np.uint8), []
+    tracemalloc.start()
+    for track in range(4000):
+        for step, y in enumerate((20, 80, 180)):
+            number = 3 * track + step
+            counting.update(number + 1, number / 30, boxes((track + 1, 150, y)), image)
+        if track in (1999, 3999):
+            held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert counting.live_counts()["tracks"] == 4000
+    listed = counting.summary().get("regions", {"events_total": 0})
+    assert listed["events_total"] == 4000 * ("--line" in arguments) + 8000 * ("--zone" in arguments)
+    events = sum(map(sys.getsizeof, counting._regions._events)) if arguments else 0
+    assert (held[1] - held[0] - events) / 2000 < most_bytes
 
 
 def test_without_regions_nothing_is_drawn_or_reported_of_them():

@@ -21,6 +21,10 @@ def zone(*points, name="yard") -> ZoneCounter:
     return ZoneCounter(Region(name, points), 2.0, 0.1)
 
 
+def places(lines=(), zones=()) -> list[tuple[int, int, int, int]]:
+    return draw_regions(np.full((*FULL_HD, 3), 120, np.uint8), lines, zones)
+
+
 def drawn(lines=(), zones=(), *, size=FULL_HD, grey=120) -> np.ndarray:
     image = np.full((*size, 3), grey, np.uint8)
     draw_regions(image, lines, zones)
@@ -79,6 +83,28 @@ def test_labels_keep_off_each_other_and_off_the_status_line():
     one = black(drawn([line((600, 500), (1500, 500), name="a")]))
     both = [line((600, 500), (1500, 500), name=name) for name in ("a", "b")]
     assert black(drawn(both)) > 1.3 * one
+
+
+def test_the_places_of_the_labels_are_told():
+    yard = zone((300, 300), (900, 300), (900, 800))
+    gate = line((1000, 500), (1500, 500))
+    image = drawn([gate], [yard])
+    of_yard, of_gate = places([gate], [yard])
+    for x1, y1, x2, _ in (of_yard, of_gate):
+        assert (image[y1, x1:x2] == 0).all()  # its uppermost row, without text
+    assert (of_yard[0], of_gate[0]) == (300, 1000)
+    assert of_yard[3] < 300
+    assert of_gate[3] < 500
+    assert places() == []
+
+
+def test_labels_keep_off_the_speed():
+    """TrackDrawer writes it into the upper right corner."""
+    corner = zone((1700, 0), (1919, 0), (1919, 400), (1700, 400))
+    ((x1, y1, x2, _),) = places(zones=[corner])
+    assert x2 > 1900
+    assert x1 >= 1400
+    assert y1 > 30
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,18 @@ def test_latency_mode_hands_out_the_newest_and_counts_the_dropped():
     assert any(f"{source.frames_dropped} frames were dropped" in note for note in source.notes)
 
 
+def test_latency_mode_tells_when_a_frame_was_handed_over():
+    with opened(MadeUp(5000, live=True, pause_s=0.01), latency_mode=True) as source:
+        frames = iter(source)
+        for _ in range(3):
+            begin = time.perf_counter()
+            time.sleep(0.3)  # newer ones take the place of the one that waits
+            frame = next(frames)
+            assert begin < frame.received_s < time.perf_counter()
+    with opened(MadeUp(2)) as source:
+        assert [frame.received_s for frame in source] == [None, None]
+
+
 def test_latency_mode_counts_frames_handed_out():
     decoder = MadeUp(5000, live=True, pause_s=0.01)
     with opened(decoder, latency_mode=True, max_frames=3) as source:

@@ -18,7 +18,9 @@ BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 LOAD_MS = 8000
 ORANGE_BGR = (0, 140, 255)
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no Chromium or Chrome is installed: apt install chromium"
+)
 
 COUNTERS = {
     "fps": 24.93,

@@ -73,6 +73,19 @@ def test_labels_keep_off_each_other():
     assert changed(drawn(labels)).sum() > 1.15 * one
 
 
+def test_labels_keep_off_places_that_are_avoided():
+    """Above the box is where the label would be; it goes below, and the status stays."""
+    box = np.array([track(100, 100, 140, 150)], float)
+    above = (90, 70, 290, 100)
+    image = np.full((200, 300, 3), 127, np.uint8)
+    TrackDrawer({1: "person"}, 200, 10).draw(image, box, "frame 1", [above])
+    covered = changed(image)
+    assert not covered[70:98, 90:290].any()
+    assert covered[155:160, 105:135].all()
+    assert (changed(drawn([track(100, 100, 140, 150)]))[70:98, 90:290]).any()
+    assert covered[:10, :20].any()
+
+
 @pytest.mark.parametrize(("width", "row"), [(500, 0), (90, 1)])
 def test_the_speed_covers_no_other_text(width, row):
     """In the first row of text where the status leaves room, else in the second."""

@@ -7,12 +7,13 @@ import cv2
 import numpy as np
 import pytest
 
-from common import paths
+from common import artifacts, paths, recorded_files
 from common.cli import UserError
 from phase3_tracking.counting.counting import CountingOptions
 from phase3_tracking.counting.regions import parse_line
 from phase3_tracking.results.output_files import (
     check_may_write,
+    files_replaced,
     input_files,
     output_paths,
     result_files,
@@ -172,3 +173,18 @@ def test_p3_30_a_folder_in_the_place_of_a_result(tmp_path, suffix):
     output = tmp_path / "a.mp4"
     with pytest.raises(UserError, match=f"a.{suffix}: is a folder"):
         check_may_write(output, result_files(output, WITH_LINE), [], replace=True)
+
+
+def test_what_the_new_run_writes_is_not_read_to_know_whose_it_is(tmp_path, monkeypatch):
+    """A video may take minutes to read; of the older files only the one that goes is."""
+    output = tmp_path / "out.mp4"
+    older = [output, tmp_path / "out.csv", tmp_path / "out.heatmap.png"]
+    for path in older:
+        path.write_text(path.name)
+    report = {recorded_files.KEY: recorded_files.record(older)}
+    artifacts.write_json(tmp_path / "out.json", report)
+    read = []
+    monkeypatch.setattr(
+        recorded_files, "sha256", lambda path: read.append(path) or artifacts.sha256(path)
+    )
+    assert files_replaced(output, older[:2], []) == read == older[2:]

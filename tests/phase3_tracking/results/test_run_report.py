@@ -106,7 +106,7 @@ def test_latency_is_told_where_there_is_one(caplog):
         latency_ms={"p50": 1.0, "p90": 2.25, "p99": 30.0},
     )
     lines = told(content, caplog)
-    assert lines[-1] == "Latency of a frame, taken to shown: p50 1.0, p90 2.2, p99 30.0 ms"
+    assert lines[-1] == "Latency from the reader to the result: p50 1.0, p90 2.2, p99 30.0 ms"
     assert len(lines) == 3
 
 

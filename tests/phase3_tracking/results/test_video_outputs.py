@@ -1,13 +1,18 @@
-"""What a run makes of its frames: counts, pictures, the live view; and a disk that is full."""
+"""What a run makes of its frames: counts, pictures, the live view."""
 
 import csv
+import gc
 import json
+import math
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import urllib.request
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,12 +20,16 @@ import pytest
 
 from common.models import Detections
 from phase3_tracking.backends import Backend
+from phase3_tracking.counting import region_events
 from phase3_tracking.counting.counting import CountingOptions
-from phase3_tracking.counting.regions import parse_line
+from phase3_tracking.counting.regions import parse_line, parse_zone
+from phase3_tracking.inputs.frame_source import Frame
 from phase3_tracking.live.live_view import LiveView
-from phase3_tracking.results.drawing import TrackDrawer
-from phase3_tracking.results.video_outputs import status_line
+from phase3_tracking.results.drawing import TrackDrawer, color_of
+from phase3_tracking.results.staging import Staging
+from phase3_tracking.results.video_outputs import VideoOutputs, status_line
 from phase3_tracking.run_options import OutputOptions, RunOptions
+from phase3_tracking.stage_clock import StageClock
 from phase3_tracking.trackers.tracker_options import TRACKERS
 from phase3_tracking.video_detector import VideoDetector, main
 from tests.phase3_tracking.video_files import (
@@ -72,6 +81,30 @@ def test_events_reach_the_report_and_the_table(tmp_path, video):
         }
     assert report["regions"]["lines"][0]["name"] == "gate"
     assert report["statistics"]["unique_tracks"] == report["tracks"] == 1
+
+
+def test_neither_counts_nor_labels_of_tracks_hide_each_other(tmp_path):
+    """A car at the corner of a yard where its count stands, too; its wheels are outside."""
+    yard = parse_zone("yard:200,200,600,200,600,400,200,400")
+    counting = CountingOptions(zones=(yard,), contact_sheet=False)
+    shown = []
+    window = SimpleNamespace(show=lambda frame: shown.append(frame) or True)
+    options = OutputOptions(counting, video=False, window=window, draws_fps=True)
+    size = {"width": 800, "height": 600, "fps": Fraction(10)}
+    source = SimpleNamespace(**size, name="a", path=None)
+    with (
+        Staging(tmp_path / "out.mp4") as staging,
+        VideoOutputs(staging, source, {1: "car"}, options) as outputs,
+    ):
+        for number, cars in enumerate([[], [[210, 200, 260, 500, 3, 1, 0.9]]]):
+            frame = Frame(np.full((600, 800, 3), 120, np.uint8), Fraction(number, 10), number)
+            outputs.take(frame, np.array(cars, float).reshape(-1, 7), StageClock())
+    nobody, one = (image[150:196] for image in shown)
+    assert (nobody == 0).all(axis=2).sum() > 1000  # the black behind the count
+    assert (one == nobody).all()
+    colored = (shown[1] == color_of(3)).all(axis=2)
+    colored[198:503, 207:264] &= False  # the box; what is left is the label
+    assert colored.sum() > 1000
 
 
 def test_without_a_video_there_is_a_heat_map_and_no_contact_sheet(tmp_path, video):
@@ -175,9 +208,9 @@ def test_frames_carry_their_number_and_time_in_the_input(tmp_path, video, monkey
     texts = []
     draw = TrackDrawer.draw
 
-    def noted(self, frame, tracks, status):
+    def noted(self, frame, tracks, status, *more):
         texts.append(status)
-        draw(self, frame, tracks, status)
+        draw(self, frame, tracks, status, *more)
 
     monkeypatch.setattr(TrackDrawer, "draw", noted)
     detections = write_detections(tmp_path / "det.txt")
@@ -256,75 +289,32 @@ def test_p3_40_nonsense_is_dropped_and_counted(tmp_path, video):
     assert len(decoded(tmp_path / "out.mp4")) == 12
 
 
-# --- a full disk --------------------------------------------------------------------------------
-
-# Runs the command under ever larger limits on the size of a file, until it succeeds. After each
-# failure every older result has to be there as it was, and nothing else.
-LITTLE_SPACE = """
-import resource, sys
-from pathlib import Path
-from phase3_tracking import video_detector
-
-folder, names, step = Path(sys.argv[1]), sys.argv[2].split(), int(sys.argv[3])
-arguments = sys.argv[4:]
-for name in names:
-    (folder / name).write_text(f"older {name}")
-unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-limit = 0
-while True:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited))
-    status = video_detector.main([*arguments, "--overwrite", "--quiet"])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
-    if status == 0:
-        break
-    assert status == 2, (limit, status)
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert found == {name: f"older {name}".encode() for name in names}, (limit, sorted(found))
-    limit += step
-print(limit // step)
-"""
-TEXTS = ["out.mot.txt", "out.csv", "out.tracks.json", "out.coco.json", "out.events.csv", "out.json"]
-
-
-@pytest.mark.parametrize(
-    ("options", "more", "step", "told"),
-    [
-        (("--no-heatmap", "--no-contact-sheet"), ["out.mp4"], 4000, {"out.mp4"}),
-        (("--no-heatmap",), ["out.mp4", "out.contact.jpg"], 8000, {"out.contact.jpg"}),
-        (("--no-video",), ["out.heatmap.png"], 40_000, {"out.heatmap.png"}),
-        (("--no-video", "--no-heatmap"), [], 500, {"out.mot.txt", "out.tracks.json", "out.json"}),
-    ],
-)
-def test_p3_33_a_full_disk_leaves_every_older_result(tmp_path, options, more, step, told):
-    """Whichever file is the first that does not fit, named in one line each time."""
-    folder, pictures, names = tmp_path / "out", tmp_path / "in", [*TEXTS, *more]
-    folder.mkdir()
-    pictures.mkdir()
-    rng = np.random.default_rng(0)  # pictures of noise are large
-    for index in range(8):
-        picture = rng.integers(0, 255, (90, 160, 3), np.uint8)
-        cv2.imwrite(str(pictures / f"{index}.png"), picture)
-    rows = [f"{i + 1},-1,{10 + 9 * i},20,24,24,0.9,3,1\n" for i in range(8)]
-    (tmp_path / "det.txt").write_text("".join(rows))
-    inputs = ("--input", pictures, "--detections", tmp_path / "det.txt")
-    arguments = (*inputs, "--output", folder / "out.mp4", "--line", "60,0,60,89", *options)
-    command = (folder, " ".join(names), step, *arguments)
-    done = subprocess.run(
-        [sys.executable, "-c", LITTLE_SPACE, *map(str, command)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = done.stderr.splitlines()
-    assert len(lines) == int(done.stdout) >= 4  # one for each failure
-    found = set()
-    for line in lines:
-        assert line.startswith(f"error: {folder}/")
-        assert "cannot be written (File too large) – free some space there" in line
-        found.add(line.removeprefix(f"error: {folder}/").split(":")[0])
-    assert told <= found <= set(names)
-    assert {path.name for path in folder.iterdir()} == set(names)
-    for name in names:
-        assert not (folder / name).read_bytes().startswith(b"older")
+def test_p3_50_memory_does_not_grow_with_the_frames(tmp_path, monkeypatch):
+    """Two cars circle for ever. A contact sheet has dropped every other frame of those it kept, and
+    so is at its smallest, after frame 47 * 2**k + 1. A byte a frame would be 100 kB in 10^5."""
+    monkeypatch.setattr(region_events, "MAX_LISTED_EVENTS", 100)
+    regions = {"lines": (parse_line("16,0,16,32"),), "zones": (parse_zone("0,0,16,0,16,32"),)}
+    options = OutputOptions(CountingOptions(**regions), video=False)
+    source = SimpleNamespace(width=32, height=32, fps=Fraction(30), name="a", path=None)
+    first, last, held, clock = 47 * 32 + 1, 47 * 128 + 1, {}, StageClock()
+    with (
+        Staging(tmp_path / "out.mp4") as staging,
+        VideoOutputs(staging, source, {1: "car"}, options) as outputs,
+    ):
+        tracemalloc.start()
+        for number in range(1, last + 1):
+            angle = number / 5
+            x, y = 12 + 10 * math.cos(angle), 12 + 10 * math.sin(angle)
+            cars = np.array([[x, y, x + 6, y + 6, 1, 1, 0.9], [y, x, y + 6, x + 6, 2, 1, 0.8]])
+            image = np.zeros((32, 32, 3), np.uint8)
+            outputs.take(Frame(image, Fraction(number, 30), number), cars, clock)
+            clock.frame_done()
+            if number in (first, last):
+                gc.collect()
+                for _, file in outputs._tracks._streams._files:
+                    file.flush()  # lines that wait to be written are some kilobytes, or none
+                held[number] = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        events = outputs.summary()["regions"]
+    assert events["events_total"] > 100
+    assert held[last] - held[first] < last - first
