@@ -72,8 +72,9 @@ def export_all(
     """
     import torch
 
-    from phase4_deployment import cold_start, measuring, package_files, package_trial
+    from phase4_deployment import cold_start, measuring
     from phase4_deployment.formats.base import Ingredients
+    from phase4_deployment.packaging import package_files, package_trial
     from phase4_deployment.quantize import load_inputs
     from phase4_deployment.quantize import report as quantization_report
 
@@ -185,7 +186,7 @@ def check_package(
         were the same as phase 3's in a short video.
     """
     from common.evaluation import PARITY_MIN_SCORE
-    from phase4_deployment import package_trial
+    from phase4_deployment.packaging import package_trial
 
     log.info("Unpacking the package elsewhere and running it")
     status = {row["name"]: row["status"] for row in rows}

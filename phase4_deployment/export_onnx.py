@@ -23,7 +23,7 @@ from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
 from common.onnx_detector import FORMAT
 from common.onnx_graph import DEFAULT_OPSET, OPSETS, write_onnx
-from phase4_deployment import parity
+from phase4_deployment.checks import parity
 
 if TYPE_CHECKING:
     import numpy as np

@@ -30,7 +30,7 @@ from common.cli import UserError, log
 
 if TYPE_CHECKING:
     from common.models import LoadedModel
-    from phase4_deployment.pruned_models import PrunedModel, PruningPlan
+    from phase4_deployment.pruned.pruned_models import PrunedModel, PruningPlan
 
 AMOUNTS = "0.3,0.5,0.7,0.9"
 METHODS = ("unstructured", "structured", "both")
@@ -60,7 +60,8 @@ def prune(
     Raises:
         UserError: missing inputs, a failed training, or no version to write to `output`.
     """
-    from phase4_deployment import measuring, pruned_models, pruning_measures, pruning_report
+    from phase4_deployment import measuring
+    from phase4_deployment.pruned import pruned_models, pruning_measures, pruning_report
     from phase4_deployment.quantize import load_inputs
 
     device = environment.select_device(device_name)
@@ -113,7 +114,7 @@ def check_output(output: Path | None, model_path: Path) -> None:
 
 
 def _write_report(content: dict[str, Any], metrics: Path) -> list[Path]:
-    from phase4_deployment import pruning_plot
+    from phase4_deployment.pruned import pruning_plot
 
     artifacts.write_json(metrics / "pruning.json", content)
     pruning_plot.draw(content, metrics / "pruning.png")
@@ -128,7 +129,7 @@ def _deliver(
     content: dict[str, Any],
 ) -> list[Path]:
     """Writes the most pruned version within the budget: the last one, as amounts ascend."""
-    from phase4_deployment.pruned_models import save
+    from phase4_deployment.pruned.pruned_models import save
 
     kind = versions[-1].kind
     valid = [
@@ -255,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         if args.output is not None:
             check_output(args.output, args.model_path or paths.BEST_MODEL)
-        from phase4_deployment.pruned_models import KINDS, PruningPlan
+        from phase4_deployment.pruned.pruned_models import KINDS, PruningPlan
 
         plan = PruningPlan(
             kinds=KINDS[args.method],

@@ -21,13 +21,14 @@ sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/test_onnx.py` find
 
 from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
-from phase4_deployment import parity, web_page
+from phase4_deployment import web_page
+from phase4_deployment.checks import parity
 
 if TYPE_CHECKING:
     import numpy as np
 
     from common.onnx_detector import OnnxDetector
-    from phase4_deployment.onnx_runtimes import Tools
+    from phase4_deployment.checks.onnx_runtimes import Tools
 
 MAX_IMAGES = 50
 DEVICES = ("auto", "cpu", "cuda")
@@ -57,7 +58,7 @@ def try_onnx(
         UserError: a file is missing or damaged, a runtime or device asked for by name cannot be
             used, a runtime fails, or detections differ.
     """
-    from phase4_deployment import onnx_check, onnx_runtimes
+    from phase4_deployment.checks import onnx_check, onnx_runtimes
 
     names, asked = choose(runtimes, device)
     detector = _load(onnx_path)
@@ -187,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def work() -> None:
-        from phase4_deployment.onnx_runtimes import Tools
+        from phase4_deployment.checks.onnx_runtimes import Tools
 
         try_onnx(
             args.onnx_path,

@@ -5,8 +5,8 @@ from typing import Any
 
 from common import artifacts, paths, timing
 from common.cli import UserError, log
-from phase4_deployment import onnx_runtimes, parity
-from phase4_deployment.onnx_runtimes import Batches, Run, Tools
+from phase4_deployment.checks import onnx_runtimes, parity
+from phase4_deployment.checks.onnx_runtimes import Batches, Run, Tools
 
 BASE = "onnxruntime"  # what the others are compared with where there is no checkpoint
 

@@ -13,7 +13,8 @@ from common.models import Detections, Predictor
 from common.onnx_detector import OnnxDetector
 from common.onnx_graph import INPUT_NAME, OUTPUT_NAMES
 from common.predictors import batch_predictor
-from phase4_deployment import chromium, web_page, web_runtime
+from phase4_deployment import web_page
+from phase4_deployment.checks import chromium, web_runtime
 
 WARMUP_RUNS = 2
 CUDA = "CUDAExecutionProvider"

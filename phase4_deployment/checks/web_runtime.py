@@ -21,7 +21,7 @@ import numpy as np
 
 from common.models import Detections
 from phase4_deployment import web_page
-from phase4_deployment.chromium import Chromium
+from phase4_deployment.checks.chromium import Chromium
 
 CHECK = "check.html"
 SILENCE_S = 300.0  # after so long without news the browser counts as stuck

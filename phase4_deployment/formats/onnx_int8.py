@@ -45,7 +45,7 @@ def build(ingredients: Ingredients) -> Format:
 
 def quantise(ingredients: Ingredients, file: Path) -> Format:
     """Static INT8 of the FP32 ONNX file, within the mAP budget if that can be."""
-    from phase4_deployment import int8_search
+    from phase4_deployment.formats import int8_search
 
     quantiser = OnnxQuantiser(ingredients.onnx(), ingredients.calibration)
     runtimes = (RUNTIME, onnx_fp32.NAME)

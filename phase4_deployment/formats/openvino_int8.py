@@ -47,7 +47,7 @@ def build(ingredients: Ingredients) -> Format:
     if package := missing("openvino", "nncf"):
         why = f"{package} is not installed, see requirements-extras.txt"
         return unavailable(NAME, RUNTIME, why)
-    from phase4_deployment import int8_search
+    from phase4_deployment.formats import int8_search
 
     file = ingredients.folder / "model_openvino_int8.xml"
     quantiser = OpenVinoQuantiser(ingredients.onnx(), ingredients.calibration)

@@ -23,9 +23,9 @@ from common.cli import log
 from common.evaluation import compare_detections
 from common.models import Detections, Predictor
 from common.video import VideoWriter
-from phase4_deployment import clean_environment, package_files
-from phase4_deployment.golden_image import first_with_boxes
 from phase4_deployment.package.package_check import BOX_TOLERANCE_PX
+from phase4_deployment.packaging import clean_environment, package_files
+from phase4_deployment.packaging.golden_image import first_with_boxes
 
 MIN_MATCHED = 0.99
 CLIP_FRAMES, CLIP_STEP_PX = 12, 2

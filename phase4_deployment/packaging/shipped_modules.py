@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common import paths
 
-DETECT = Path(__file__).resolve().parent / "package" / "detect.py"
+DETECT = Path(__file__).resolve().parents[1] / "package" / "detect.py"
 SERVE = DETECT.with_name("serve.py")  # needs more installed packages than DETECT
 LEFT_BEHIND = frozenset({"torch", "torchvision"})
 

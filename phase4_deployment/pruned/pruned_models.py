@@ -11,8 +11,8 @@ import torch
 
 from common.cli import log
 from common.models import LoadedModel, load_model, save_model
-from phase4_deployment import channel_removal, sparsity
-from phase4_deployment.finetuning import finetune
+from phase4_deployment.pruned import channel_removal, sparsity
+from phase4_deployment.pruned.finetuning import finetune
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN

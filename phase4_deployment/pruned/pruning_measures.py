@@ -12,13 +12,13 @@ from common.evaluation import coco_map, compare_detections
 from common.inference_graph import InferenceGraph, graph_predictor
 from common.models import Detections, Predictor
 from phase4_deployment.measuring import ValImages
-from phase4_deployment.pruned_models import (
+from phase4_deployment.pruned.pruned_models import (
     UNPRUNED,
     PrunedModel,
     compressed_bytes,
     parameter_count,
 )
-from phase4_deployment.sparsity import zero_share
+from phase4_deployment.pruned.sparsity import zero_share
 
 AGAIN = "unpruned, again"  # the baseline's second self: how far equal arms seem to be apart
 

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from common import artifacts
-from phase4_deployment.pruned_models import REMOVED_CHANNELS, ZERO_CHANNELS, ZERO_WEIGHTS
+from phase4_deployment.pruned.pruned_models import REMOVED_CHANNELS, ZERO_CHANNELS, ZERO_WEIGHTS
 
 # Okabe & Ito (2008): told apart with every kind of colour vision.
 STYLES = {

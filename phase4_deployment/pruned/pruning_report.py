@@ -8,8 +8,8 @@ import numpy as np
 
 from common import artifacts
 from common.comparison import compare, interval_text
-from phase4_deployment.channel_removal import NOT_REMOVED
-from phase4_deployment.pruned_models import REMOVED_CHANNELS, UNPRUNED, PruningPlan
+from phase4_deployment.pruned.channel_removal import NOT_REMOVED
+from phase4_deployment.pruned.pruned_models import REMOVED_CHANNELS, UNPRUNED, PruningPlan
 
 if TYPE_CHECKING:
     from common.coco import CocoSplit

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from common.cli import UserError
-from phase4_deployment import chromium, web_page
+from phase4_deployment import web_page
+from phase4_deployment.checks import chromium
 
 FAKE = Path(__file__).with_name("fake_browser.py")
 

@@ -17,10 +17,11 @@ from common.cli import UserError
 from common.evaluation import compare_detections
 from common.inference_graph import InferenceGraph, graph_predictor
 from common.models import Detections, load_model
-from phase4_deployment import cold_start, export_all, export_onnx, measuring, package_files
+from phase4_deployment import cold_start, export_all, export_onnx, measuring
 from phase4_deployment.formats import catalogue, pytorch_export
 from phase4_deployment.formats.base import Format
-from phase4_deployment.shipped_modules import shipped_files
+from phase4_deployment.packaging import package_files
+from phase4_deployment.packaging.shipped_modules import shipped_files
 from tests.phase4_deployment.conftest import CATEGORY_IDS, CLASS_NAMES
 from tests.phase4_deployment.test_quantization import load_in_model_order, write_data
 from tests.random_detectors import random_scene

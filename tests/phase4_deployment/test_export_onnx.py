@@ -11,7 +11,8 @@ import torch
 from common import artifacts
 from common.inference_graph import InferenceGraph, graph_predictor
 from common.onnx_detector import OnnxDetector
-from phase4_deployment import export_onnx, parity
+from phase4_deployment import export_onnx
+from phase4_deployment.checks import parity
 from tests.phase4_deployment.conftest import CATEGORY_IDS, CLASS_NAMES
 from tests.random_detectors import random_scene
 

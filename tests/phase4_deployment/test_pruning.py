@@ -10,7 +10,7 @@ from common import coco
 from common.cli import UserError
 from common.models import load_model
 from phase4_deployment import export_onnx, pruning
-from phase4_deployment.pruned_models import KINDS, PruningPlan, parameter_count
+from phase4_deployment.pruned.pruned_models import KINDS, PruningPlan, parameter_count
 from tests.phase4_deployment.test_quantization import load_in_model_order, write_data
 from tests.random_detectors import random_scene
 
@@ -114,7 +114,7 @@ def test_the_sparse_checkpoint_of_unstructured_pruning(run, tmp_path):
 
 
 def test_over_the_budget_the_report_is_written_and_no_checkpoint(run, tmp_path, monkeypatch):
-    from phase4_deployment import pruning_measures
+    from phase4_deployment.pruned import pruning_measures
 
     monkeypatch.setattr(pruning_measures, "verdict", lambda *_: "rejected: mAP drop 0.5")
     (tmp_path / "narrow.pth").write_bytes(b"older")

@@ -16,8 +16,8 @@ from common.cli import UserError
 from common.coco import CocoSplit, load_split
 from common.hidden_channels import find_hidden_channels, keep_channels
 from common.models import freeze_norms, load_model, save_model, stock_predictor
-from phase4_deployment import int8_search, quantization
-from phase4_deployment.formats import onnx_fp32, onnx_int8
+from phase4_deployment import quantization
+from phase4_deployment.formats import int8_search, onnx_fp32, onnx_int8
 from tests.phase4_deployment.conftest import CATEGORY_IDS, CLASS_NAMES
 from tests.random_detectors import random_scene
 

@@ -7,7 +7,8 @@ import pytest
 
 from common import coco
 from common.cli import UserError
-from phase4_deployment import export_onnx, int8_search, quantization, quantize
+from phase4_deployment import export_onnx, quantization, quantize
+from phase4_deployment.formats import int8_search
 from tests.phase4_deployment.test_quantization import load_in_model_order, write_data
 
 

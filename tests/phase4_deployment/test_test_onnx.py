@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from common import paths
-from phase4_deployment import onnx_runtimes
 from phase4_deployment import test_onnx as tool
-from phase4_deployment.onnx_runtimes import Run, Runtime
+from phase4_deployment.checks import onnx_runtimes
+from phase4_deployment.checks.onnx_runtimes import Run, Runtime
 from tests.phase4_deployment.browsers import fake_browser, fake_runtime, needs_a_browser
 from tests.random_detectors import random_detector, random_scene
 

@@ -11,7 +11,8 @@ import pytest
 
 from common.cli import UserError
 from common.onnx_detector import OnnxDetector
-from phase4_deployment import chromium, web_page, web_runtime
+from phase4_deployment import web_page
+from phase4_deployment.checks import chromium, web_runtime
 from tests.phase4_deployment.browsers import fake_runtime, needs_a_browser
 from tests.random_detectors import random_scene
 

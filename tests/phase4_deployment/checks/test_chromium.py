@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.cli import UserError
-from phase4_deployment.chromium import Chromium, find_browser
+from phase4_deployment.checks.chromium import Chromium, find_browser
 from tests.phase4_deployment.browsers import fake_browser
 
 

@@ -6,9 +6,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from common import artifacts, paths
-from phase4_deployment import onnx_check, onnx_runtimes
-from phase4_deployment.onnx_check import OnnxCheck, find_checkpoint, holds_fewer_bits
-from phase4_deployment.onnx_runtimes import Tools
+from phase4_deployment.checks import onnx_check, onnx_runtimes
+from phase4_deployment.checks.onnx_check import OnnxCheck, find_checkpoint, holds_fewer_bits
+from phase4_deployment.checks.onnx_runtimes import Tools
 from tests.random_detectors import random_scene
 
 

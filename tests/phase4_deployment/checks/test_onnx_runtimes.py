@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from common.cli import UserError
-from phase4_deployment import onnx_runtimes, parity
-from phase4_deployment.onnx_runtimes import RuntimeFailureError, Tools, run
+from phase4_deployment.checks import onnx_runtimes, parity
+from phase4_deployment.checks.onnx_runtimes import RuntimeFailureError, Tools, run
 from tests.random_detectors import random_scene
 
 needs_openvino = pytest.mark.skipif(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from common.onnx_detector import OnnxDetector
-from phase4_deployment import chromium, parity, web_page, web_runtime
-from phase4_deployment.web_runtime import WebError, run_on_page
+from phase4_deployment import web_page
+from phase4_deployment.checks import chromium, parity, web_runtime
+from phase4_deployment.checks.web_runtime import WebError, run_on_page
 from tests.phase4_deployment.browsers import fake_browser, fake_runtime, needs_a_browser
 from tests.random_detectors import random_scene
 

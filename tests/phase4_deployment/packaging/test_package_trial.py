@@ -9,9 +9,15 @@ import pytest
 import torch
 
 from common.models import Detections, stock_predictor
-from phase4_deployment import package_trial
-from phase4_deployment.package_files import write_archive
-from phase4_deployment.package_trial import Trial, interpreter, read_tracks, same_tracks, unpacked
+from phase4_deployment.packaging import package_trial
+from phase4_deployment.packaging.package_files import write_archive
+from phase4_deployment.packaging.package_trial import (
+    Trial,
+    interpreter,
+    read_tracks,
+    same_tracks,
+    unpacked,
+)
 from tests.phase4_deployment.conftest import CATEGORY_IDS
 from tests.random_detectors import random_scene
 

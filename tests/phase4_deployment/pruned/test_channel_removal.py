@@ -14,8 +14,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from common.hidden_channels import HiddenChannels, find_hidden_channels, keep_channels
 from common.models import ARCHITECTURES, freeze_norms, stock_predictor
-from phase4_deployment import channel_removal
-from phase4_deployment.channel_removal import (
+from phase4_deployment.pruned import channel_removal
+from phase4_deployment.pruned.channel_removal import (
     channels_left,
     largest_difference,
     remove_channels,

@@ -10,8 +10,8 @@ from common.cli import UserError, log
 from common.coco import load_split
 from common.hidden_channels import find_hidden_channels, keep_channels
 from common.models import build_model, load_model, save_model
-from phase4_deployment import finetuning
-from phase4_deployment.sparsity import zero_share, zero_weights
+from phase4_deployment.pruned import finetuning
+from phase4_deployment.pruned.sparsity import zero_share, zero_weights
 from tests.phase4_deployment.test_quantization import write_data
 
 CPU = torch.device("cpu")

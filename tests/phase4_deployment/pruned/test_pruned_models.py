@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from common.models import load_model
-from phase4_deployment import channel_removal, pruned_models
-from phase4_deployment.pruned_models import (
+from phase4_deployment.pruned import channel_removal, pruned_models
+from phase4_deployment.pruned.pruned_models import (
     KINDS,
     REMOVED_CHANNELS,
     UNPRUNED,
@@ -19,7 +19,7 @@ from phase4_deployment.pruned_models import (
     make_all,
     parameter_count,
 )
-from phase4_deployment.sparsity import zero_share
+from phase4_deployment.pruned.sparsity import zero_share
 
 CPU = torch.device("cpu")
 PARTS = ("backbone", "rpn", "box_head")

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from common.comparison import compare
-from phase4_deployment.pruned_models import (
+from phase4_deployment.pruned.pruned_models import (
     REMOVED_CHANNELS,
     UNPRUNED,
     ZERO_CHANNELS,
     ZERO_WEIGHTS,
 )
-from phase4_deployment.pruning_measures import as_json, verdict
-from phase4_deployment.pruning_report import best_and_ties, conclusion, table_lines
+from phase4_deployment.pruned.pruning_measures import as_json, verdict
+from phase4_deployment.pruned.pruning_report import best_and_ties, conclusion, table_lines
 
 ROUNDS = 20
 NOISE = {"ratio": 1.0, "ci95": (0.97, 1.03)}

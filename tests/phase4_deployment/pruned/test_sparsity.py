@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from common.models import build_model
-from phase4_deployment.sparsity import SCOPES, zero_share, zero_weights
+from phase4_deployment.pruned.sparsity import SCOPES, zero_share, zero_weights
 
 ALL = ("backbone", "rpn", "box_head")
 
