@@ -29,9 +29,8 @@ def search(
     """Measures batch sizes from 1 until the best is surrounded.
 
     Without a budget the doubling ends when the throughput stops rising or memory runs out; then
-    the sizes halfway to the neighbours of the best one are tried. With a budget it goes on as long
-    as p90 stays within; then the largest size within it is found by bisection, as throughput
-    rises with the batch size up to there or not at all.
+    the sizes halfway to the neighbours of the best one are tried. With a budget it ends when p90
+    leaves it, too; then the largest size within it is found by bisection.
 
     Returns:
         What was measured, by batch size; None where memory ran out.

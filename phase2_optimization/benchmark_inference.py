@@ -108,8 +108,7 @@ def benchmark_inference(
                     "evaluated_images": evaluated,
                     **findings(benchmark, gpu_state(device), latency_budget_ms, seed),
                 }
-                artifacts.write_json(report_path, report)
-    show(report, picture)
+                keep(report, report_path, picture)
     cli.finished([report_path, picture], "python phase3_tracking/video_detector.py")
 
 
@@ -260,10 +259,13 @@ def search_batch_size(benchmark: "Benchmark", latency_budget_ms: float | None, s
         log_batch_size(benchmark.rows, batch_size, benchmark.noise)
 
 
-def show(report: dict[str, Any], picture: Path) -> None:
-    """Tells the result and draws it."""
+def keep(report: dict[str, Any], report_path: Path, picture: Path) -> None:
+    """Writes the report, tells the result and draws it; one of a stopped run says that it is."""
     from phase2_optimization import benchmark_plot, ladder_report
 
+    if not report["complete"]:
+        report["conclusion"] = f"So far, as it was stopped: {report['conclusion']}"
+    artifacts.write_json(report_path, report)
     ladder_report.log_finals(report["timed_side_by_side"], report["side_by_side_noise"])
     for warning in report["warnings"]:
         log.warning("warning: %s", warning)
@@ -284,8 +286,9 @@ def batch_size_list(text: str) -> list[int] | None:
 
 def width_by_height(text: str) -> tuple[int, int]:
     """`640x480` -> (640, 480); `640` is a square: (640, 640)."""
-    sides = [cli.positive_int(side) for side in text.lower().split("x")]
-    if len(sides) > 2 or max(sides) > MAX_SIDE:
+    parts = text.lower().split("x")
+    sides = [cli.positive_int(part) for part in parts] if all(parts) else []
+    if len(sides) not in (1, 2) or max(sides) > MAX_SIDE:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not WIDTHxHEIGHT, or one number for a square, up to {MAX_SIDE} pixels"
         )

@@ -13,7 +13,9 @@ from phase2_optimization.measuring import Benchmark
 from phase2_optimization.variants import BASELINE
 
 DIFFERENT = ("faster", "slower")
-CLOSE = 0.9  # of the highest throughput: rows above this are timed once more, side by side
+# Rows that are timed once more, side by side: above this share of the highest throughput, and the
+# best few in any case, as a neighbour may have come while one batch size was timed
+CLOSE, AT_LEAST = 0.9, 3
 
 
 def finalists(benchmark: Benchmark, latency_budget_ms: float | None) -> list[Pair]:
@@ -76,14 +78,15 @@ def rows_keeping(benchmark: Benchmark, latency_budget_ms: float) -> list[Row]:
 
 
 def close_rows(rows: list[Row]) -> list[Row]:
-    """The fastest row of each batch size, as far as its throughput is near the highest."""
+    """The fastest row of each batch size: those near the highest throughput, at least AT_LEAST."""
     leaders: dict[int, Row] = {}
     for row in rows:
         batch_size = row["batch_size"]
         if batch_size not in leaders or _speed(row) > _speed(leaders[batch_size]):
             leaders[batch_size] = row
-    highest = max((row["drift_free_img_s"] for row in leaders.values()), default=0.0)
-    return [row for row in leaders.values() if row["drift_free_img_s"] >= CLOSE * highest]
+    ranked = sorted((row["drift_free_img_s"] for row in leaders.values()), reverse=True)
+    enough = min(CLOSE * ranked[0], ranked[:AT_LEAST][-1]) if ranked else 0.0
+    return [row for row in leaders.values() if row["drift_free_img_s"] >= enough]
 
 
 def _leading(rows: list[Row]) -> Row | None:
@@ -135,7 +138,7 @@ def final_ms_per_image(benchmark: Benchmark, row: Row) -> np.ndarray:
 def images_per_second(benchmark: Benchmark, row: Row) -> float:
     """Images per second, in the final rounds if it was in them."""
     if pair_of(row) not in benchmark.final:
-        return row["throughput_img_s"]
+        return row["drift_free_img_s"]
     return 1e3 / float(np.median(final_ms_per_image(benchmark, row)))
 
 

@@ -8,7 +8,7 @@ import torch
 
 from common import artifacts, environment
 from common.cli import log
-from common.comparison import TOO_FEW, interval_text
+from common.comparison import MIN_ROUNDS, TOO_FEW, interval_text
 from phase2_optimization import advice, flops, memory_timeline, profile_trace, roofline
 from phase2_optimization.profiling import Profile
 
@@ -129,7 +129,7 @@ def speed_in_words(stock: dict[str, Any]) -> str:
     if speedup["verdict"] == TOO_FEW:
         why = f"that cannot be told from chance: {TOO_FEW}"
         if speedup["ci95"] is None:
-            why = "one step each has no interval and cannot tell speeds apart"
+            why = f"fewer than {MIN_ROUNDS} steps have no interval and cannot tell speeds apart"
         return f"{speedup['ratio']:.2f}x the speed of {description}; {why}"
     told, noise = (
         interval_text(each["ratio"], each["ci95"], "x") for each in (speedup, speedup["noise"])

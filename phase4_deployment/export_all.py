@@ -19,7 +19,7 @@ Reports to outputs/metrics/export.json, export_comparison.png and quantization.j
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,17 +72,19 @@ def export_all(
     """
     import torch
 
-    from phase4_deployment import cold_start, measuring
+    from phase4_deployment import cold_start, measuring, quantize
     from phase4_deployment.formats.base import Ingredients
-    from phase4_deployment.packaging import package_files, package_trial
-    from phase4_deployment.quantize import load_inputs
-    from phase4_deployment.quantize import report as quantization_report
+    from phase4_deployment.packaging import package_files
 
     package_files.check_target(output_dir)
     environment.seed_everything(seed)
     log.info(environment.summary_line("cpu"))
-    loaded, train, val = load_inputs(model_path, data_path, cpu := torch.device("cpu"))
+    loaded, train, val = quantize.load_inputs(model_path, data_path, cpu := torch.device("cpu"))
     images = measuring.ValImages(val, max_images)
+
+    def describe(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return quantize.report(rows, loaded, train, val, calibration_images)
+
     with package_files.package_folder(output_dir) as folder, tempfile.TemporaryDirectory() as other:
         ingredients = Ingredients(
             loaded,
@@ -97,41 +99,69 @@ def export_all(
         budgets = {"time_budget_s": time_budget_s, "latency_budget_ms": latency_budget_ms}
         timing: dict[str, Any] = {"rounds": num_iterations, "batch_sizes": batch_sizes, **budgets}
         rows, skipped = measuring.measure_formats(formats, images, **timing, device=cpu, seed=seed)
-        package_files.leave_out(formats, rows)
-        python, tried_in = package_trial.interpreter(Path(other) / "environment")
-        report = {
-            **quantization_report(rows, loaded, train, val, calibration_images),
-            "schema": f"export/{artifacts.SCHEMA_VERSION}",
-            "val_images": len(images.images),
-            "batch_sizes_skipped": skipped,
-            "tried_in": tried_in,
-            **budgets,
-        }
-        for_comparison = {item.name for item in formats if not item.is_shipped}
-        shipped = [row for row in rows if row["name"] not in for_comparison]
-        package_files.write_small_files(folder, loaded, shipped, report, images.images)
-        archive = package_files.write_archive(folder, output_dir.name)
-        report["package_check"] = check_package(archive, python, formats, rows, images, loaded)
-    compared = [row for row in rows if "int8" in row["name"] or row["name"].endswith("fp32")]
-    quantized = quantization_report(compared, loaded, train, val, calibration_images)
-    _write_reports(metrics, {**report, "formats": rows}, shipped, quantized)
-    saved = [output_dir, package_files.archive_path(output_dir), *(metrics / n for n in REPORTS)]
-    cli.finished(saved, "python -m common.report")
-    _tell_what_was_left_out(output_dir, shipped)
+        report = {**describe(rows), "batch_sizes_skipped": skipped, **budgets}
+        shipped = _pack(ingredients, formats, rows, report, output_dir.name)
+    _write_reports(metrics, report, shipped, describe)
+    _finish(output_dir, metrics, shipped)
+
+
+def _pack(
+    ingredients: "Ingredients",
+    formats: Sequence[Format],
+    rows: Sequence[dict[str, Any]],
+    report: dict[str, Any],
+    name: str,
+) -> list[dict[str, Any]]:
+    """Makes the package and its archive of what was measured, and tries it.
+
+    Args:
+        report: of the export; the rest of its entries are added.
+        name: of the folder in the archive.
+
+    Returns:
+        the rows of the formats that a package may have.
+    """
+    from phase4_deployment.packaging import package_files, package_trial
+
+    folder, loaded, val = ingredients.folder, ingredients.loaded, ingredients.val
+    report["schema"] = f"export/{artifacts.SCHEMA_VERSION}"
+    report["val_images"] = len(val.images)
+    package_files.leave_out(formats, rows)
+    python, report["tried_in"] = package_trial.interpreter(ingredients.scratch / "environment")
+    for_comparison = {item.name for item in formats if not item.is_shipped}
+    shipped = [row for row in rows if row["name"] not in for_comparison]
+    package_files.write_small_files(folder, loaded, shipped, report, val.images)
+    archive = package_files.write_archive(folder, name)
+    report["package_check"] = check_package(archive, python, formats, rows, val, loaded)
+    return shipped
 
 
 def _write_reports(
-    metrics: Path, report: dict[str, Any], shipped: Sequence[Any], quantized: dict[str, Any]
+    metrics: Path,
+    report: dict[str, Any],
+    shipped: Sequence[dict[str, Any]],
+    describe: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
 ) -> None:
-    """Writes REPORTS; the picture is of all formats, export.json of those that can be shipped."""
+    """Writes REPORTS; the picture is of all formats, export.json of those that can be shipped.
+
+    Args:
+        describe: makes the content of quantization.json of its rows.
+    """
     from phase4_deployment import export_plot
 
-    artifacts.write_json(metrics / "quantization.json", quantized)
+    rows = report["formats"]
+    compared = [row for row in rows if "int8" in row["name"] or row["name"].endswith("fp32")]
+    artifacts.write_json(metrics / "quantization.json", describe(compared))
     artifacts.write_json(metrics / "export.json", {**report, "formats": shipped})
     export_plot.draw(report, metrics / "export_comparison.png")
 
 
-def _tell_what_was_left_out(output_dir: Path, shipped: Sequence[dict[str, Any]]) -> None:
+def _finish(output_dir: Path, metrics: Path, shipped: Sequence[dict[str, Any]]) -> None:
+    """Tells what is there, and raises UserError for what is not."""
+    from phase4_deployment.packaging.package_files import archive_path
+
+    saved = [output_dir, archive_path(output_dir), *(metrics / name for name in REPORTS)]
+    cli.finished(saved, "python -m common.report")
     for row in shipped:
         what = f"left out of the package, {row['status']}"
         if row["status"].startswith("rejected"):

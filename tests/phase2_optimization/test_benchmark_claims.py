@@ -13,7 +13,7 @@ from phase2_optimization import ladder_rows, measuring
 from phase2_optimization.arms import ArmFailedError, Timed, second_self
 from phase2_optimization.builders import Workshop
 from phase2_optimization.conclusion import conclude
-from phase2_optimization.contest import finalists
+from phase2_optimization.contest import close_rows, finalists
 from phase2_optimization.inputs import timed_images
 from phase2_optimization.ladder_rows import Check, Rows
 from phase2_optimization.variants import BASELINE
@@ -376,6 +376,23 @@ def test_a_step_has_a_verdict_of_its_own(benchmark):
     assert [step["over"] for step in steps.values()] == list(times)[:3]
 
 
-def test_batch_sizes_far_apart_need_no_rounds_of_their_own(benchmark):
+def test_batch_sizes_far_apart_meet_as_well_if_they_are_the_best_few(benchmark):
+    """How far apart they seem may be due to a neighbour that came in between."""
     report = benchmark({BASELINE: 10.0, "channels_last": 5.0}, noise=0.02)
-    assert report["timed_side_by_side"] == []
+    assert [row["batch_size"] for row in report["timed_side_by_side"]] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("speeds", "expected"),
+    [
+        ({1: 10.0, 2: 20.0, 4: 30.0, 8: 40.0}, {2, 4, 8}),
+        ({1: 39.0, 2: 20.0, 4: 37.0, 8: 40.0, 16: 38.0, 32: 35.9}, {1, 4, 8, 16}),
+        ({1: 10.0}, {1}),
+    ],
+)
+def test_the_best_three_and_all_that_are_close_are_timed_once_more(speeds, expected):
+    rows = [
+        {"batch_size": size, "speedup": None, "drift_free_img_s": img_s}
+        for size, img_s in speeds.items()
+    ]
+    assert {row["batch_size"] for row in close_rows(rows)} == expected

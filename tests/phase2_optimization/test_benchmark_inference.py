@@ -10,7 +10,7 @@ from PIL import Image
 from common import processor_share
 from common.cli import UserError
 from common.coco import load_split
-from phase2_optimization import batch_search, benchmark_inference, contest, measuring
+from phase2_optimization import batch_search, benchmark_inference, measuring
 from phase2_optimization.inputs import load_inputs, timed_images
 from phase2_optimization.variants import BASELINE, VARIANTS, VariantUnavailableError
 from tests.phase2_runs import altered, rows_of
@@ -138,7 +138,8 @@ def test_the_best_within_a_latency_budget(run, budget, is_met):
         assert best["throughput_img_s"] == pytest.approx(expected)
         highest = max(r["drift_free_img_s"] for r in report["results"])
         assert highest == row["drift_free_img_s"] or best["batch_size"] in final  # decided there
-        assert row["drift_free_img_s"] >= contest.CLOSE * highest
+        several = len({r["batch_size"] for r in report["results"]}) > 1
+        assert several == bool(final), "the best few meet in the end"
     else:
         assert best is None
 
@@ -219,6 +220,7 @@ def test_an_interrupted_run_keeps_its_rows_and_says_so(run, monkeypatch):
     assert status == 130
     assert report["complete"] is False
     assert [row["batch_size"] for row in report["results"]] == [1]
+    assert report["conclusion"].startswith("So far, as it was stopped: ")
 
 
 # --- what the user can get wrong --------------------------------------------------------------

@@ -24,7 +24,8 @@ def test_a_speed_up_stands_beside_its_noise_and_its_verdict():
 def test_one_step_has_no_interval():
     words = speed_in_words(stock(ci95=None, noise=None, verdict="too few rounds to tell"))
     assert words == (
-        f"2.50x the speed of {STOCK}; one step each has no interval and cannot tell speeds apart"
+        f"2.50x the speed of {STOCK}; fewer than 7 steps have no interval and cannot tell speeds "
+        "apart"
     )
 
 
