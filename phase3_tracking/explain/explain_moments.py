@@ -275,7 +275,7 @@ class CameraMoment:
 
     Attributes:
         number: of the frame, from 1.
-        track_ids: (P,) tracks seen in the frame before that overlap nobody else.
+        track_ids: (P,) tracks seen in the frame before that one detection alone fits.
         predicted, detected: (4, P) xyxy.
         displacements: (2, P) pixels from the centre predicted to that detected.
         shift: (2,) pixels: what the tracker took for the camera's motion.

@@ -172,14 +172,20 @@ def _draw_displacements(axis: Axes, moment: CameraMoment) -> None:
     axis.invert_yaxis()
 
 
+def _towards(pixels: float, positive: str, negative: str) -> str:
+    """3.0 -> 3.00 px right."""
+    return f"{abs(pixels):.2f} px {positive if pixels >= 0 else negative}"
+
+
 def camera_note(moment: CameraMoment) -> str:
     """What the tracker concludes."""
     right, down = moment.shift
     lines = [
-        f"{len(moment.track_ids)} tracks overlap nobody else. The median of their displacements "
-        "from the predicted boxes,",
-        f"{right:.2f} px to the right and {down:.2f} px down, is taken for the camera's motion: "
-        "all tracks move by it.",
+        f"One detection alone fits each of {len(moment.track_ids)} tracks. The median of their "
+        "displacements from",
+        f"the predicted boxes, {_towards(right, 'right', 'left')} and "
+        f"{_towards(down, 'down', 'up')}, is taken for the camera's motion: all tracks move by it.",
+        "A fixed camera in front of one-way traffic that speeds up looks the same to it.",
     ]
     if np.hypot(right, down) < 1:
         lines.append("That is less than a pixel: this camera stands still.")

@@ -109,7 +109,12 @@ class WeakFinder(Finder[WeakMoment]):
         }
         if begun and len(self._forks) < MOST_FORKS:
             without = traced_update(before, strong, step.number, step.time_s)
-            self._forks.append(_Fork(before, Decision(step, without), begun))
+            # A weak detection that took the place of a strong one bridges nothing
+            bridged = {
+                track_id: one for track_id, one in begun.items() if not _seen(without, track_id)
+            }
+            if bridged:
+                self._forks.append(_Fork(before, Decision(step, without), bridged))
 
     def _weak_pairs(self, step: Step) -> list[tuple[int, int]]:
         """(detection, track id) of the weak detections that continue a track."""
@@ -153,6 +158,12 @@ class WeakFinder(Finder[WeakMoment]):
             *(outcome, self._confidence, followed.iou),
         )
         self.offer(score, moment)
+
+
+def _seen(step: Step, track_id: int) -> bool:
+    """Whether a detection continues the track."""
+    column = step.column(track_id)
+    return column is not None and step.detection_of(column) is not None
 
 
 def _iou(step: Step, row: int) -> float:

@@ -34,7 +34,7 @@ NEIGHBOURS = 0.4  # how far beside the track a detail reaches, in longer sides o
 def draw_weak(moment: WeakMoment, frames: Mapping[int, np.ndarray], path: Path) -> None:
     """With weak detections above, without them below; the weak frame, then the strong one."""
     decisions = [moment.begin, *([moment.end] if moment.end else [])]
-    heading = f"Low-score association: what keeps track {moment.track_id} alive"
+    heading = f"Low-score association: what weak detections do for track {moment.track_id}"
     boxes = np.column_stack([_box_of_track(moment, one.with_weak) for one in decisions])
     reach = NEIGHBOURS * (boxes[2:] - boxes[:2]).max()
     boxes = np.concatenate([boxes[:2] - reach, boxes[2:] + reach])
@@ -110,12 +110,12 @@ def weak_note(moment: WeakMoment) -> str:
     column = step.column(moment.track_id)
     row = None if column is None else step.detection_of(column)
     confidence = float("nan") if row is None else float(step.detections[DETECTED_CONFIDENCE, row])
-    many = "s" if moment.frames > 1 else ""
+    many, bridge = ("s", "bridge") if moment.frames > 1 else ("", "bridges")
     return "\n".join(
         [
             f"Frame {step.number}: a detection of {confidence:.2f}, below {moment.confidence:g}, "
             f"has IoU {moment.iou:.2f} with the predicted box: it continues the track.",
-            f"With: {moment.frames} weak detection{many} bridge the time without a strong one.",
+            f"With: {moment.frames} weak detection{many} {bridge} the time without a strong one.",
             f"Without: no detection in {moment.frames} frame{many}; {_afterwards(moment)}.",
         ]
     )

@@ -16,12 +16,15 @@ assigns strong, then weak detections, then unconfirmed tracks; here one assignme
 
     gain = IoU * confidence * (1 for a confirmed track, 1/2 for an unconfirmed one),
 
-which prefers the same pairs in the same order, and can be undone where the rest would lose by it.
+which prefers strong and confirmed where boxes overlap alike, and takes the weaker where it fits so
+much better that the whole gains by it.
 
-Camera. A pan or a shake displaces all boxes alike against their predictions, so the median of those
-displacements is the camera's motion. It is taken over the strong detections and the tracks seen in
-the frame before that overlap nobody else, and needs no image, unlike what is usual (ECC, sparse
-optical flow; BoT-SORT, Aharon et al. 2022, https://arxiv.org/abs/2206.14651).
+Camera. A pan or a shake displaces all boxes alike against their predictions, so the median of
+those displacements is the camera's motion. It is taken over the strong detections and the tracks
+seen in the frame before that one detection alone fits, and needs no image, unlike what is usual
+(ECC, sparse optical flow; BoT-SORT, Aharon et al. 2022, https://arxiv.org/abs/2206.14651). Boxes
+alone cannot tell a pan from traffic that speeds up one way, as all of it does in the first frames:
+what stands still is displaced then, for some frames, by what the others do.
 
 Memory. A track is kept for two seconds out of sight and found by its predicted box alone.
 What each part buys is measured by benchmarks/tracker_quality.py.
@@ -142,7 +145,7 @@ class CMCSORTTracker(KalmanTracker):
     def _camera_motion(
         self, detections: np.ndarray, row: np.ndarray, column: np.ndarray
     ) -> np.ndarray | None:
-        """Median displacement (2,) of the pairs that overlap nobody else; None for too few."""
+        """Median displacement (2,) of the pairs without an alternative; None for too few."""
         alone = np.bincount(row)[row] == 1
         alone &= np.bincount(column)[column] == 1
         row, column = row[alone], column[alone]

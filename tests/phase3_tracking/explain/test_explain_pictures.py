@@ -74,7 +74,7 @@ def camera(shift: tuple[float, float]) -> CameraMoment:
 
 def test_a_camera_that_stands_still_is_called_so():
     assert "stands still" not in camera_note(camera((4, -2.5)))
-    assert "4.00 px to the right and -2.50 px down" in camera_note(camera((4, -2.5)))
+    assert "4.00 px right and 2.50 px up" in camera_note(camera((4, -2.5)))
     assert "stands still" in camera_note(camera((0.3, 0.2)))
 
 

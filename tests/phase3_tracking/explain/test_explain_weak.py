@@ -46,6 +46,13 @@ def test_found_again_under_the_same_id():
     assert without.detections.shape[1] == 0
 
 
+def test_a_weak_detection_in_place_of_a_strong_one_bridges_nothing():
+    """It fits so much better that it is taken: 1 * 0.47 against 75 / 125 * 0.75."""
+    both = [(0, 0, 0.47), (25, 0, 0.75)]
+    assert find([*[[(0, 0, STRONG)]] * 8, both, [(0, 0, STRONG)]]) is None
+    assert find([*[[(0, 0, STRONG)]] * 8, both[:1], [(0, 0, STRONG)]]) is not None
+
+
 def test_iou_of_the_first_weak_detection():
     made = find([[(0, 0, STRONG)]] * 5 + [[(20, 0, WEAK)], [(20, 0, STRONG)]])
     assert made.iou == pytest.approx(80 / 120)
