@@ -59,7 +59,8 @@ class ImageFolder:
             )
         if self._unreadable:
             named = ", ".join(self._unreadable[:3]) + (", ..." if self._unreadable[3:] else "")
-            lines.append(f"{len(self._unreadable)} unreadable pictures were skipped ({named})")
+            pictures = "picture was" if len(self._unreadable) == 1 else "pictures were"
+            lines.append(f"{len(self._unreadable)} unreadable {pictures} skipped ({named})")
         return lines
 
     def pictures(self, start_s: Fraction) -> Iterator[Picture]:

@@ -85,7 +85,9 @@ class TrackDrawer:
 
     def draw_speed(self, frame_bgr: np.ndarray, fps: float) -> None:
         """Writes how fast a run is, in frames per second, to the right of the status, or below it
-        in a narrow frame; after `draw`."""
+        in a narrow frame; after `draw`. A run that has not begun to count has no speed yet."""
+        if fps <= 0:
+            return
         right = frame_bgr.shape[1]
         self._draw_text(frame_bgr, f"FPS: {fps:.1f}", (right, 0, right, 0), BLACK, self._taken[:1])
 
