@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/export_all.py` fin
 from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
 from phase4_deployment import quantization
-from phase4_deployment.formats import catalogue
+from phase4_deployment.formats import catalogue, onnx_fp32
 from phase4_deployment.formats.base import OK, Format
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def export_all(
 
     from phase4_deployment import cold_start, measuring, quantize
     from phase4_deployment.formats.base import Ingredients
-    from phase4_deployment.packaging import package_files
+    from phase4_deployment.packing import package_files
 
     package_files.check_target(output_dir)
     environment.seed_everything(seed)
@@ -121,8 +121,12 @@ def _pack(
     Returns:
         the rows of the formats that a package may have.
     """
-    from phase4_deployment.packaging import package_files, package_trial
+    from phase4_deployment.packing import package_files, package_trial
 
+    for row in rows:
+        if row["name"] in catalogue.NEEDED and row["status"] != OK:
+            remedy = "use the tested versions of constraints.txt"
+            raise UserError(row["name"], f"{row['status']}; there is no package without it", remedy)
     folder, loaded, val = ingredients.folder, ingredients.loaded, ingredients.val
     report["schema"] = f"export/{artifacts.SCHEMA_VERSION}"
     report["val_images"] = len(val.images)
@@ -158,18 +162,17 @@ def _write_reports(
 
 def _finish(output_dir: Path, metrics: Path, shipped: Sequence[dict[str, Any]]) -> None:
     """Tells what is there, and raises UserError for what is not."""
-    from phase4_deployment.packaging.package_files import archive_path
+    from phase4_deployment.packing.package_files import archive_path
 
     saved = [output_dir, archive_path(output_dir), *(metrics / name for name in REPORTS)]
     cli.finished(saved, "python -m common.report")
-    for row in shipped:
-        what = f"left out of the package, {row['status']}"
-        if row["status"].startswith("rejected"):
+    left_out = [row for row in shipped if row["status"].startswith(("rejected", "failed"))]
+    if left_out:
+        told = ", ".join(f"{row['name']} ({row['status']})" for row in left_out)
+        remedy = "leave it out of --formats, or use the tested versions of constraints.txt"
+        if all("over the budget" in row["status"] for row in left_out):
             remedy = "accept it with a larger --max-map-drop, or use the formats that are there"
-            raise UserError(output_dir / row["file"], what, remedy)
-        if row["status"].startswith("failed"):
-            remedy = "leave it out of --formats, or use the tested versions of constraints.txt"
-            raise UserError(row["name"], what, remedy)
+        raise UserError(output_dir, f"left out of the package: {told}", remedy)
 
 
 def build_formats(names: Sequence[str], ingredients: "Ingredients") -> list["Format"]:
@@ -216,12 +219,13 @@ def check_package(
         were the same as phase 3's in a short video.
     """
     from common.evaluation import PARITY_MIN_SCORE
-    from phase4_deployment.packaging import package_trial
+    from phase4_deployment.packing import package_trial
 
     log.info("Unpacking the package elsewhere and running it")
     status = {row["name"]: row["status"] for row in rows}
-    # FP32 must find what PyTorch finds; INT8 what the measured file finds
-    judges = {"onnx_fp32": formats[0], **{f.name: f for f in formats if f.name == "onnx_int8"}}
+    # FP32 must find what PyTorch finds; fewer bits what the measured file finds
+    judges = {item.name: item for item in formats if item.file and item.file.suffix == ".onnx"}
+    judges[onnx_fp32.NAME] = formats[0]
     checked = {}
     assert formats[0].predict is not None
     image = package_trial.image_for(val.images, formats[0].predict)
@@ -243,7 +247,7 @@ def check_package(
 def format_names(text: str) -> list[str]:
     """The value of --formats."""
     names = cli.names(text)
-    if names == ["all"]:
+    if "all" in names:
         return list(catalogue.FORMATS)
     for name in names:
         if name not in catalogue.FORMATS:

@@ -1,6 +1,7 @@
 """The rules of the tree, for every script and module there is."""
 
 import ast
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -182,6 +183,16 @@ def test_library_code_logs(module):
 def test_every_folder_of_modules_is_a_package_and_an_empty_one(folder):
     """Without the file any installed package of the same name would be imported in its place."""
     assert (folder / "__init__.py").read_bytes() == b""
+
+
+def test_nothing_beside_a_script_hides_an_installed_package():
+    """Python looks for imports in the folder of the script first."""
+    installed = {*importlib.metadata.packages_distributions(), *sys.stdlib_module_names}
+    folders = {path.parent for path in SCRIPTS}
+    beside = [entry for folder in folders for entry in folder.iterdir()]
+    modules = [entry for entry in beside if entry.suffix == ".py" or entry.is_dir()]
+    assert len(modules) > 50
+    assert [name_of(module) for module in modules if module.stem in installed] == []
 
 
 @pytest.mark.parametrize("room", [*PHASES, "common"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.onnx_detector import OnnxDetector
-from phase4_deployment.packaging import clean_environment, package_files
+from phase4_deployment.packing import clean_environment, package_files
 from tests.exported_detector import CATEGORY_IDS as CATEGORY_IDS
 from tests.exported_detector import CLASS_NAMES as CLASS_NAMES
 from tests.exported_detector import export_to

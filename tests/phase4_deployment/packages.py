@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from phase4_deployment.packaging import package_files
+from phase4_deployment.packing import package_files
 
 
 def measured_row(name: str, file: str | None, status: str = "ok", **changes: Any) -> dict[str, Any]:

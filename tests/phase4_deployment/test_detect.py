@@ -21,7 +21,7 @@ from common.onnx_detector import OnnxDetector
 from common.video import VideoWriter
 from phase3_tracking.backends import load_backend
 from phase3_tracking.video_detector import VideoDetector
-from phase4_deployment.packaging import clean_environment, package_files
+from phase4_deployment.packing import clean_environment, package_files
 from tests.phase4_deployment.packages import run_detect
 from tests.random_detectors import random_scene
 

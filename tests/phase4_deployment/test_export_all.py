@@ -20,8 +20,8 @@ from common.models import Detections, load_model
 from phase4_deployment import cold_start, export_all, export_onnx, measuring
 from phase4_deployment.formats import catalogue, pytorch_export
 from phase4_deployment.formats.base import Format
-from phase4_deployment.packaging import package_files
-from phase4_deployment.packaging.shipped_modules import shipped_files
+from phase4_deployment.packing import package_files
+from phase4_deployment.packing.shipped_modules import shipped_files
 from tests.phase4_deployment.conftest import CATEGORY_IDS, CLASS_NAMES
 from tests.phase4_deployment.test_quantization import load_in_model_order, write_data
 from tests.random_detectors import random_scene
@@ -193,7 +193,9 @@ def test_rejected_int8_is_left_out_and_told(build, tmp_path, monkeypatch):
         return original(item, row, baseline_map)
 
     monkeypatch.setattr(measuring, "verdict", verdict)
-    with pytest.raises(UserError, match=r"model_int8.onnx: left out of the package, rejected"):
+    with pytest.raises(
+        UserError, match=r"left out of the package: onnx_int8 \(rejected: .*larger --max-map-drop"
+    ):
         build()
     package = tmp_path / "deployment"
     assert files_in(package) == FILES - {"model_int8.onnx"}
@@ -209,7 +211,9 @@ def test_a_format_that_fails_is_a_row_and_the_rest_is_in_place(build, tmp_path, 
         raise RuntimeError("the exporter gave up\nat line 7")
 
     monkeypatch.setattr(pytorch_export, "export_program", fail)
-    what = "pytorch_export: left out of the package, failed: the exporter gave up"
+    what = (
+        r"left out of the package: pytorch_export \(failed: the exporter gave up\) – leave it out"
+    )
     with pytest.raises(UserError, match=what):
         build()
     assert files_in(tmp_path / "deployment") == FILES - {"model.pt2"}
@@ -217,6 +221,14 @@ def test_a_format_that_fails_is_a_row_and_the_rest_is_in_place(build, tmp_path, 
     rows = {row["name"]: row for row in report["formats"]}
     assert rows["pytorch_export"]["status"] == "failed: the exporter gave up"
     assert rows["onnx_int8"]["status"] == "ok"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_default_model_that_is_rejected_is_told_by_its_own_status(build, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "verdict", lambda item, *_: "rejected: a box differs by 3.00 px")
+    with pytest.raises(UserError, match=r"rejected: a box differs .* no package without it"):
+        build()
+    assert not (tmp_path / "deployment").exists()
 
 
 @pytest.mark.usefixtures("quick")

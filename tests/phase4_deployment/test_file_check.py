@@ -8,7 +8,7 @@ import pytest
 
 from common import artifacts
 from phase4_deployment.package import file_check
-from phase4_deployment.packaging.package_files import list_files
+from phase4_deployment.packing.package_files import list_files
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from common.evaluation import compare_detections
 from common.models import Detections, Predictor
 from common.video import VideoWriter
 from phase4_deployment.package.package_check import BOX_TOLERANCE_PX
-from phase4_deployment.packaging import clean_environment, package_files
-from phase4_deployment.packaging.golden_image import first_with_boxes
+from phase4_deployment.packing import clean_environment, package_files
+from phase4_deployment.packing.golden_image import first_with_boxes
 
 MIN_MATCHED = 0.99
 CLIP_FRAMES, CLIP_STEP_PX = 12, 2

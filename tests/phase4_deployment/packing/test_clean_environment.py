@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from phase4_deployment.packaging import clean_environment
+from phase4_deployment.packing import clean_environment
 
 
 @pytest.mark.parametrize(

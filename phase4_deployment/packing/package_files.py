@@ -15,8 +15,8 @@ from common.cli import UserError
 from phase4_deployment.formats.base import OK
 from phase4_deployment.package import command_line
 from phase4_deployment.package.file_check import INFO
-from phase4_deployment.packaging.golden_image import write_golden
-from phase4_deployment.packaging.shipped_modules import DETECT, SERVE, shipped_files
+from phase4_deployment.packing.golden_image import write_golden
+from phase4_deployment.packing.shipped_modules import DETECT, SERVE, shipped_files
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,7 +11,7 @@ import pytest
 from common import artifacts
 from common.cli import UserError
 from phase4_deployment.package.file_check import INFO, file_findings
-from phase4_deployment.packaging.package_files import (
+from phase4_deployment.packing.package_files import (
     NotMovedBackError,
     archive_path,
     package_folder,

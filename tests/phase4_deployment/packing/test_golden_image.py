@@ -8,8 +8,8 @@ from common import artifacts
 from common.models import Detections
 from common.onnx_detector import OnnxDetector
 from phase4_deployment.package import package_check
-from phase4_deployment.packaging import golden_image
-from phase4_deployment.packaging.golden_image import first_with_boxes, write_golden
+from phase4_deployment.packing import golden_image
+from phase4_deployment.packing.golden_image import first_with_boxes, write_golden
 from tests.random_detectors import random_scene
 
 EMPTY = np.zeros((64, 64, 3), np.uint8)

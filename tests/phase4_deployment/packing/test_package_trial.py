@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from common.models import Detections, stock_predictor
-from phase4_deployment.packaging import package_trial
-from phase4_deployment.packaging.package_files import write_archive
-from phase4_deployment.packaging.package_trial import (
+from phase4_deployment.packing import package_trial
+from phase4_deployment.packing.package_files import write_archive
+from phase4_deployment.packing.package_trial import (
     Trial,
     interpreter,
     read_tracks,

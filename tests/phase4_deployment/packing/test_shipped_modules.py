@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from common import paths
-from phase4_deployment.packaging import clean_environment, package_files, shipped_modules
-from phase4_deployment.packaging.shipped_modules import DETECT, SERVE, imports_of, shipped_files
+from phase4_deployment.packing import clean_environment, package_files, shipped_modules
+from phase4_deployment.packing.shipped_modules import DETECT, SERVE, imports_of, shipped_files
 
 PACKAGE_OF = {  # module -> what pip calls it
     "PIL": "Pillow",
