@@ -232,11 +232,12 @@ def _log_row(row: dict[str, Any]) -> None:
     if speedup:
         ratio = interval_text(speedup["ratio"], speedup["ci95"])
     log.info(
-        "%-22s%8.2f MiB%9.1f ms p50%9.1f img/s  speed-up %-19s map %s  %s",
+        "%-22s%8.2f MiB%9.1f ms p50%9.1f img/s (batch %d)  speed-up %-19s map %s  %s",
         row["name"],
         row["size_mib"],
         row["latency_ms"]["p50"],
         row["throughput_img_s"],
+        row["optimal_batch_size"],
         ratio,
         "–" if row["map"] is None else f"{row['map']:.4f}",
         row["status"],

@@ -129,9 +129,9 @@ class Batcher:
         """Detects; when that fails, in each image alone, so that one cannot spoil the others'."""
         start = time.monotonic()
         try:
-            found = self._detect([job.image for job in batch])
+            answers = list(zip(batch, self._detect([job.image for job in batch]), strict=True))
             self._on_batch(len(batch), time.monotonic() - start)
-            for job, one in zip(batch, found, strict=True):
+            for job, one in answers:
                 job.found.set_result(one)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next batch gets its turn
             if len(batch) == 1:
