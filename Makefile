@@ -1,6 +1,7 @@
 # make demo    the whole pipeline on generated data, from an empty folder to a report
 # make test    the tests
 # make check   lint, format, types and tests: what has to pass before a commit
+# make slow   the tests that take more than ten seconds each
 #
 # Each creates .venv and installs into it first, once. Needs Python 3.10 or newer with venv and
 # pip, no GPU. Another Python: make demo PYTHON=python3.12
@@ -16,7 +17,7 @@ PYTEST = $(PY) -m pytest --numprocesses 2 --dist loadfile
 # Runs one script with the environment's Python: the command before it, its duration after it.
 STEP = @bash -ec 'printf "\n$$ python %s\n" "$$*"; "$$0" "$$@"; echo "(took $$SECONDS s)"' $(PY)
 
-.PHONY: help demo test check
+.PHONY: help demo test check slow
 .DELETE_ON_ERROR:
 
 help:
@@ -42,7 +43,10 @@ check: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PYTEST)
+	$(PYTEST) -m 'not slow'
+
+slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
 
 # OpenCV's usual wheel needs libGL.so.1, which slim machines lack; the headless one does not.
 define ensure_opencv

@@ -90,6 +90,7 @@ def test_zeros_are_computed_with_and_removed_channels_are_not(run):
     assert zeroed["removed_share"] == 0
 
 
+@pytest.mark.slow
 def test_the_narrow_checkpoint_is_loaded_and_exported(run, exported, tmp_path):
     report = run("both", (0.3, 0.6), output=tmp_path / "narrow.pth")
     loaded = load_model(tmp_path / "narrow.pth", CPU)

@@ -75,6 +75,7 @@ def test_torchscript_is_scripted_and_exact_and_says_what_a_trace_does(
     assert item.extra["trace"].startswith("unsupported: Only tensors, lists, tuples")
 
 
+@pytest.mark.slow
 def test_fp16_holds_half_the_bytes_and_keeps_boxes_in_fp32(ingredients, exported, images):
     import onnx
 
