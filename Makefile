@@ -1,7 +1,7 @@
 # make demo    the whole pipeline on generated data, from an empty folder to a report
 # make test    the tests
 # make check   lint, format, types and tests: what has to pass before a commit
-# make slow   the tests that take more than ten seconds each
+# make slow    the tests that take more than ten seconds each
 #
 # Each creates .venv and installs into it first, once. Needs Python 3.10 or newer with venv and
 # pip, no GPU. Another Python: make demo PYTHON=python3.12
