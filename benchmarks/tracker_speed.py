@@ -132,8 +132,7 @@ def compare_with_fastest(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {
         "objects": default["objects"],
         "fastest_peer": fastest["name"],
-        "ratio": result.ratio,
-        "ci95": result.ci95 and list(result.ci95),
+        **result.as_json(),
     }
 
 

@@ -193,15 +193,11 @@ def report(seconds: dict[str, dict[str, Any]], frames: int, is_cpu: bool) -> dic
         },
         "limit_ms_per_frame": float(np.median(limit)),
         "speedup_over_loop": {
-            "ratio": against_loop.ratio,
-            "ci95": against_loop.ci95 and list(against_loop.ci95),
+            **against_loop.as_json(),
             "noise": against_loop.noise,
             "verdict": against_loop.verdict,
         },
-        "times_the_limit": {
-            "ratio": over_limit.ratio,
-            "ci95": over_limit.ci95 and list(over_limit.ci95),
-        },
+        "times_the_limit": over_limit.as_json(),
     }
 
 

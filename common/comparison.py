@@ -44,6 +44,10 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def as_json(self) -> dict[str, Any]:
+        """The ratio and its interval, as reports hold them."""
+        return {"ratio": self.ratio, "ci95": self.ci95 and list(self.ci95)}
+
     @property
     def beyond_noise(self) -> str:
         """The verdict for arms that need a noise figure: NO_NOISE where there is none."""
@@ -86,7 +90,8 @@ def compare(
 def noise_between(
     first_ms: np.ndarray, again_ms: np.ndarray, seed: int = 0
 ) -> dict[str, Any] | None:
-    """What two equal arms differ by in these rounds, as `compare` takes it; None for one round."""
+    """What two equal arms differ by in these rounds, as `compare` takes it; None without an
+    interval."""
     ratio, interval = ratio_interval(first_ms, again_ms, seed)
     return interval and {"ratio": ratio, "ci95": interval}
 

@@ -71,22 +71,20 @@ def quantise(
     model = read_model(file)
     with without_chatter():
         quantised = _quantised(model, calibration, float_nodes)
-    openvino.save_model(quantised, str(target))
+    openvino.save_model(quantised, str(target), compress_to_fp16=False)
 
 
 def _quantised(model: Any, calibration: Sequence[np.ndarray], float_nodes: Collection[str]) -> Any:
     import nncf
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    networks = network_operations(model)
+    quantisable = _quantisable(model)
     outside = [
         operation.get_friendly_name()
         for operation in model.get_ops()
         if operation.get_type_name() not in NOT_QUANTISED
         and (
-            operation.get_friendly_name() not in networks
-            or _keeps_fp32(operation)
-            or node_name(operation) in float_nodes
+            operation.get_friendly_name() not in quantisable or node_name(operation) in float_nodes
         )
     ]
     return nncf.quantize(
@@ -100,6 +98,22 @@ def _quantised(model: Any, calibration: Sequence[np.ndarray], float_nodes: Colle
         ),
         ignored_scope=nncf.IgnoredScope(names=outside, validate=False),
     )
+
+
+def _quantisable(model: Any) -> set[str]:
+    """Names of the operations that `quantise` does not leave in FP32 by itself."""
+    networks = network_operations(model)
+    kept = {op.get_friendly_name() for op in model.get_ops() if _keeps_fp32(op)}
+    return networks - kept
+
+
+def quantisable_layers(file: Path) -> set[str]:
+    """Names of the nodes of an .onnx, convolutions and matrix products, that `quantise` would put
+    into INT8."""
+    model = read_model(file)
+    names = _quantisable(model)
+    layers = [op for op in model.get_ops() if op.get_type_name() in PRODUCTS]
+    return {node_name(op) for op in layers if op.get_friendly_name() in names}
 
 
 def node_name(operation: Any) -> str:
@@ -151,27 +165,33 @@ def without_chatter() -> Iterator[None]:
         logging.disable(before)
 
 
-def openvino_predictor(model: Any, precision: str, threads: int) -> Predictor:
-    """A Predictor over an exported graph.
+def compiled_for_cpu(model: Any, precision: str, threads: int = 0) -> Any:
+    """An openvino.CompiledModel of an exported graph.
 
     Args:
         model: see `read_model`.
         precision: "f32" or "bf16" for what is not in INT8; in bf16 boxes stay in FP32.
-        threads: of one inference.
+        threads: of one inference; 0 lets OpenVINO choose.
     """
     import openvino
 
     if precision != "f32":
         model = with_fp32_coordinates(model)
-    compiled = openvino.Core().compile_model(
-        model,
-        "CPU",
-        {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": threads,
-        },
-    )
+    wishes = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    return openvino.Core().compile_model(model, "CPU", wishes)
+
+
+def openvino_predictor(model: Any, precision: str, threads: int) -> Predictor:
+    """A Predictor over an exported graph; arguments as of `compiled_for_cpu`."""
+    return predictor_of(compiled_for_cpu(model, precision, threads))
+
+
+def predictor_of(compiled: Any) -> Predictor:
+    """A Predictor over an openvino.CompiledModel of an exported graph."""
     request = compiled.create_infer_request()
 
     def run(batch: np.ndarray) -> list[np.ndarray]:

@@ -1,11 +1,14 @@
-"""Detectors that take batches of one size, as functions that take any images."""
+"""Detectors of other runtimes as functions from any images to detections."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from common.models import Detections, Predictor
+
+if TYPE_CHECKING:
+    from common.onnx_detector import OnnxDetector
 
 
 def batch_predictor(run: Callable[[np.ndarray], Sequence[Any]]) -> Predictor:
@@ -28,3 +31,8 @@ def batch_predictor(run: Callable[[np.ndarray], Sequence[Any]]) -> Predictor:
         return [found[position] for position in range(len(images))]
 
     return predict
+
+
+def onnx_predictor(detector: "OnnxDetector") -> Predictor:
+    """A Predictor over the detector that the package runs."""
+    return lambda images: [Detections(*found[:3]) for found in detector(images)]

@@ -8,7 +8,7 @@ import numpy as np
 from common import timing
 from common.comparison import MIN_EFFECT, compare, median_interval
 from phase2_optimization.arms import Pair
-from phase2_optimization.ladder_rows import Noise, Row, as_json
+from phase2_optimization.ladder_rows import Noise, Row
 from phase2_optimization.measuring import Benchmark
 from phase2_optimization.variants import BASELINE
 
@@ -50,7 +50,7 @@ def side_by_side(benchmark: Benchmark, seed: int) -> list[dict[str, Any]]:
                 "latency_ms": timing.summarise(benchmark.final[pair]),
                 "throughput_img_s": 1e3 / median_ms,
                 "throughput_ci95": interval_ms and [1e3 / ms for ms in interval_ms[::-1]],
-                "speedup": as_json(against),
+                "speedup": against.as_json(),
                 "verdict": "fastest" if pair == fastest else against.beyond_noise,
             }
         )

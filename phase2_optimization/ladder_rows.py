@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common import timing
-from common.comparison import Comparison, compare, noise_between
+from common.comparison import compare, noise_between
 from common.models import Detections
 from phase2_optimization import validity
 from phase2_optimization.arms import Pair, Timed, second_self
@@ -99,7 +99,7 @@ class Rows:
         name, batch_size = row["variant"], row["batch_size"]
         baseline, ms = timed.ms[BASELINE, batch_size], timed.ms[name, batch_size]
         against = compare(baseline, ms, seed=self._seed, noise=noise)
-        row["speedup"] = as_json(against)
+        row["speedup"] = against.as_json()
         row["parity"] = self._parity(name, batch_size, timed)
         row["verdict"] = "baseline" if name == BASELINE else against.beyond_noise
 
@@ -122,7 +122,7 @@ class Rows:
             return None
         ms = timed.ms[name, batch_size]
         compared = compare(timed.ms[below], ms, seed=self._seed, noise=noise)
-        return {"over": below[0], **as_json(compared), "verdict": compared.beyond_noise}
+        return {"over": below[0], **compared.as_json(), "verdict": compared.beyond_noise}
 
     def _parity(self, name: str, batch_size: int, timed: Timed) -> dict[str, float | None]:
         """Against the baseline, on the evaluated images and on the timed batches."""
@@ -144,7 +144,3 @@ class Rows:
             or validity.inexact_without_tf32(baseline.found, check.found_strict)
         )
         return f"invalid: {reason}" if reason else "ok"
-
-
-def as_json(compared: Comparison) -> dict[str, Any]:
-    return {"ratio": compared.ratio, "ci95": compared.ci95 and list(compared.ci95)}

@@ -1,8 +1,8 @@
 """What a format costs from a cold start: each file is loaded in a process of its own.
 
-    python phase4_deployment/cold_start.py onnx_fp32 outputs/deployment/model.onnx images.npz 2
+    python phase4_deployment/cold_start.py onnx_fp32 model.onnx images.npz 2 measured.json
 
-As a script, which is the child process, it prints one JSON object: seconds to import what the
+As a script, which is the child process, it writes one JSON object: seconds to import what the
 format needs and to load it, milliseconds of the first inference, the peak resident set of the
 process, and the detections on the images of the .npz (uint8 RGB arrays), by which the caller knows
 that the file itself was read back right.
@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/cold_start.py` finds common/
 
 from phase4_deployment.formats import catalogue
+
+TIMEOUT_S = 600  # torch.export programs take long to load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,28 +49,36 @@ def measure_cold_starts(formats: "Sequence[Format]", images: "Sequence[np.ndarra
             if item.file is None or item.predict is None or not item.is_shipped:
                 continue
             log.info("Loading %s in a process of its own", item.file.name)
-            done = _run_alone(item.name, item.file, archive)
-            if done.returncode:
-                item.status = f"rejected: cannot be loaded ({done.stderr.strip()[-200:]})"
+            measured = Path(name) / f"{item.name}.json"
+            if fault := _run_alone(item.name, item.file, archive, measured):
+                item.status = f"rejected: cannot be loaded ({fault})"
                 continue
-            result = json.loads(done.stdout)
+            result = json.loads(measured.read_text(encoding="utf-8"))
             detections = result.pop("detections")
             item.extra["peak_memory_mib"] = result.pop("peak_memory_mib")
             item.extra["cold_start"] = result
             _compare_reloaded(item, detections, images)
 
 
-def _run_alone(name: str, file: Path, archive: Path) -> "subprocess.CompletedProcess[str]":
+def _run_alone(name: str, file: Path, archive: Path, measured: Path) -> str:
+    """Has a child process write `measured`; what went wrong, in a line, or nothing."""
     import torch
 
-    arguments = (name, str(file), str(archive), str(torch.get_num_threads()))
-    return subprocess.run(
-        [sys.executable, str(Path(__file__)), *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-    )
+    arguments = (name, str(file), str(archive), str(torch.get_num_threads()), str(measured))
+    try:
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__)), *arguments],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"not within {TIMEOUT_S} s"
+    last_line = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+    return last_line[0][:200] if done.returncode else ""
 
 
 def _compare_reloaded(
@@ -127,9 +137,9 @@ def cold_start(name: str, path: Path, images_file: Path, threads: int) -> dict[s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    name, path, images_file, threads = (argv or sys.argv[1:])[:4]
+    name, path, images_file, threads, measured = (argv or sys.argv[1:])[:5]
     result = cold_start(name, Path(path), Path(images_file), int(threads))
-    sys.stdout.write(json.dumps(result))
+    Path(measured).write_text(json.dumps(result), encoding="utf-8")
     return 0
 
 

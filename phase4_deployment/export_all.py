@@ -41,7 +41,8 @@ BATCH_SIZES = "1,2,4,8,16,32"
 TIME_BUDGET_S = 20.0
 LATENCY_BUDGET_MS = 100.0
 COLD_START_IMAGES = 3
-REPORTS = ("export.json", "quantization.json", "export_comparison.png")
+QUANTIZATION = "quantization.json"
+REPORTS = ("export.json", QUANTIZATION, "export_comparison.png")
 
 
 def export_all(
@@ -155,7 +156,8 @@ def _write_reports(
 
     rows = report["formats"]
     compared = [row for row in rows if "int8" in row["name"] or row["name"].endswith("fp32")]
-    artifacts.write_json(metrics / "quantization.json", describe(compared))
+    if any("int8" in row["name"] for row in compared):  # else that of another run stays
+        artifacts.write_json(metrics / QUANTIZATION, describe(compared))
     artifacts.write_json(metrics / "export.json", {**report, "formats": shipped})
     export_plot.draw(report, metrics / "export_comparison.png")
 
@@ -164,8 +166,9 @@ def _finish(output_dir: Path, metrics: Path, shipped: Sequence[dict[str, Any]]) 
     """Tells what is there, and raises UserError for what is not."""
     from phase4_deployment.packing.package_files import archive_path
 
-    saved = [output_dir, archive_path(output_dir), *(metrics / name for name in REPORTS)]
-    cli.finished(saved, "python -m common.report")
+    has_int8 = any("int8" in row["name"] for row in shipped)
+    reports = [metrics / name for name in REPORTS if has_int8 or name != QUANTIZATION]
+    cli.finished([output_dir, archive_path(output_dir), *reports], "python -m common.report")
     left_out = [row for row in shipped if row["status"].startswith(("rejected", "failed"))]
     if left_out:
         told = ", ".join(f"{row['name']} ({row['status']})" for row in left_out)

@@ -12,9 +12,7 @@ only this machine can reach answers only requests for its own names: a page from
 its host name point here (DNS rebinding) sees nothing.
 """
 
-import base64
 import contextlib
-import hashlib
 import html
 import io
 import json
@@ -30,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import log
+from common.content_policy import content_policy
 from phase3_tracking.live.live_address import Address, is_loopback
 from phase3_tracking.live.live_frames import Jpeg, NewestFrame
 
@@ -132,16 +131,7 @@ def _shut(connection: socket.socket, how: int) -> None:
 def _page(title: str) -> tuple[bytes, str]:
     """The page, and a policy that lets its own style and script run and nothing else."""
     template = PAGE.read_text(encoding="utf-8")
-    hashes = {}
-    for tag in ("style", "script"):
-        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", template, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        hashes[tag] = f"'sha256-{digest}'"
-    policy = (
-        f"default-src 'none'; style-src {hashes['style']}; script-src {hashes['script']}; "
-        "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )
+    policy = content_policy(template, "'self' data:")
     return template.replace("{{ title }}", html.escape(title)).encode("utf-8", "replace"), policy
 
 

@@ -1,18 +1,17 @@
 """The runtimes that an exported file is run in: the same batches, each named by what really ran."""
 
-import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from common import environment
 from common.cli import UserError
 from common.models import Detections, Predictor
 from common.onnx_detector import OnnxDetector
-from common.onnx_graph import INPUT_NAME, OUTPUT_NAMES
-from common.predictors import batch_predictor
+from common.predictors import onnx_predictor
 from phase4_deployment import web_page
 from phase4_deployment.checks import chromium, web_runtime
 
@@ -91,10 +90,7 @@ def _onnxruntime_cuda(onnx_path: Path, batches: Batches, tools: Tools) -> Run:
 def _in_onnxruntime(detector: OnnxDetector, batches: Batches) -> Run:
     import onnxruntime
 
-    def predict(images: Sequence[np.ndarray]) -> list[Detections]:
-        return [Detections(*found[:3]) for found in detector(images)]
-
-    detections, latency_ms = _timed(predict, batches)
+    detections, latency_ms = _timed(onnx_predictor(detector), batches)
     version = f"onnxruntime {onnxruntime.__version__}"
     return Run(detector.provider, version, detections, latency_ms)
 
@@ -104,15 +100,10 @@ def _openvino(onnx_path: Path, batches: Batches, tools: Tools) -> Run:
     processor multiplies them."""
     import openvino
 
-    wish = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    compiled = openvino.Core().compile_model(str(onnx_path), "CPU", wish)
-    request = compiled.create_infer_request()
+    from common import openvino_runtime
 
-    def call(batch: np.ndarray) -> list[Any]:
-        outputs = request.infer({INPUT_NAME: batch})
-        return [outputs[name] for name in OUTPUT_NAMES]
-
-    detections, latency_ms = _timed(batch_predictor(call), batches)
+    compiled = openvino_runtime.compiled_for_cpu(openvino_runtime.read_model(onnx_path), "f32")
+    detections, latency_ms = _timed(openvino_runtime.predictor_of(compiled), batches)
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     devices = "+".join(compiled.get_property("EXECUTION_DEVICES"))
     version = f"openvino {openvino.__version__.split('-')[0]}"
@@ -150,9 +141,8 @@ def _require_cuda(tools: Tools) -> None:
 
 
 def _require_openvino(tools: Tools) -> None:
-    if importlib.util.find_spec("openvino") is None:
-        remedy = "pip install -r requirements-extras.txt"
-        raise UserError("OpenVINO", "not installed", remedy)
+    if not environment.is_installed("openvino"):
+        raise UserError("OpenVINO", "not installed", "pip install -r requirements-extras.txt")
 
 
 def _require_web(tools: Tools) -> None:

@@ -1,7 +1,6 @@
 """AOTInductor: the inference graph compiled ahead of time into a library that PyTorch loads.
 
-Compiled for one image size: with height and width left open the compiler needs more than ten times
-as long, which is a quarter of an hour for a small detector.
+Compiled for one image size: with height and width left open the compiler needs many times as long.
 """
 
 import os

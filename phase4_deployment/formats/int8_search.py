@@ -12,7 +12,6 @@ from common.cli import log
 from common.coco import CocoSplit, ImageRecord, read_image
 from common.evaluation import coco_map
 from common.models import Detections, Predictor
-from phase4_deployment import quantization
 from phase4_deployment.formats import onnx_fp32
 from phase4_deployment.formats.base import OK, Format, Ingredients
 
@@ -36,6 +35,9 @@ class Quantiser(Protocol):
 
     @property
     def suffix(self) -> str: ...
+
+    def groups(self) -> dict[str, list[str]]:
+        """Parts of the network -> names of those of their nodes that it puts into INT8."""
 
     def write(self, target: Path, float_nodes: Sequence[str]) -> None:
         """Quantises all but these nodes of the source."""
@@ -85,7 +87,7 @@ def quantize_within_budget(
         fp32_map: mAP of the source on them.
         max_map_drop: the budget; when no choice holds it the result is not `accepted`.
     """
-    groups = quantization.layer_groups(quantiser.source)
+    groups = quantiser.groups()
     trials: list[dict[str, Any]] = []
     kept_drop: dict[int, float] = {}
 

@@ -29,13 +29,12 @@ def predictor(file: Path) -> "Predictor":
 def import_libraries() -> None:
     import onnxruntime  # noqa: F401
 
-    from common import models, onnx_detector  # noqa: F401
+    from common import onnx_detector, predictors  # noqa: F401
 
 
 def load(file: Path, threads: int) -> "Predictor":
     """A Predictor over a shipped .onnx, by the detector that the package itself runs."""
-    from common.models import Detections
     from common.onnx_detector import OnnxDetector
+    from common.predictors import onnx_predictor
 
-    detector = OnnxDetector(file, "cpu", threads)
-    return lambda images: [Detections(*found[:3]) for found in detector(images)]
+    return onnx_predictor(OnnxDetector(file, "cpu", threads))

@@ -24,6 +24,11 @@ class OnnxQuantiser:
     calibration: "Sequence[ImageRecord]"
     suffix: str = ".onnx"
 
+    def groups(self) -> dict[str, list[str]]:
+        from phase4_deployment import quantization
+
+        return quantization.layer_groups(self.source)
+
     def write(self, target: Path, float_nodes: Sequence[str]) -> None:
         from phase4_deployment import quantization
 

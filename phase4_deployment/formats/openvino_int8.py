@@ -24,6 +24,15 @@ class OpenVinoQuantiser:
     calibration: "Sequence[ImageRecord]"
     suffix: str = ".xml"
 
+    def groups(self) -> dict[str, list[str]]:
+        from common import openvino_runtime
+        from phase4_deployment import quantization
+
+        layers = openvino_runtime.quantisable_layers(self.source)
+        groups = quantization.layer_groups(self.source)
+        quantised = {name: [n for n in nodes if n in layers] for name, nodes in groups.items()}
+        return {name: nodes for name, nodes in quantised.items() if nodes}
+
     def write(self, target: Path, float_nodes: Sequence[str]) -> None:
         from common import openvino_runtime
         from common.coco import read_image

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from common import timing
-from common.comparison import Comparison, compare, noise_between
+from common.comparison import compare, noise_between
 from common.evaluation import coco_map, compare_detections
 from common.inference_graph import InferenceGraph, graph_predictor
 from common.models import Detections, Predictor
@@ -138,13 +138,9 @@ def _speed(
     }
     if name != UNPRUNED:
         against = compare(times[UNPRUNED], own, seed=seed, noise=noise)
-        speed["speedup"] = as_json(against)
+        speed["speedup"] = against.as_json()
         speed["verdict"] = against.beyond_noise
     return speed
-
-
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    return {"ratio": comparison.ratio, "ci95": comparison.ci95 and list(comparison.ci95)}
 
 
 def verdict(

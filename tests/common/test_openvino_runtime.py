@@ -42,7 +42,9 @@ def test_int8_is_made_without_chatter(monkeypatch, tmp_path, capsys, caplog):
 
     saved = []
     core = SimpleNamespace(read_model=lambda file: file)
-    openvino = SimpleNamespace(Core=lambda: core, save_model=lambda *what: saved.append(what))
+    openvino = SimpleNamespace(
+        Core=lambda: core, save_model=lambda *what, compress_to_fp16: saved.append(what)
+    )
     monkeypatch.setitem(sys.modules, "openvino", openvino)
     monkeypatch.setattr(openvino_runtime, "_quantised", quantised)
     source, target = tmp_path / "model.onnx", tmp_path / "int8.xml"

@@ -317,6 +317,24 @@ def test_large_batches_are_skipped_beyond_the_time_budget():
     assert skipped == [100_000]
 
 
+def test_a_file_that_cannot_be_loaded_is_rejected_in_a_line(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    item = Format("onnx_fp32", tmp_path / "model.onnx", "onnxruntime", lambda images: [])
+    cold_start.measure_cold_starts([item], [np.zeros((8, 8, 3), np.uint8)])
+    assert item.status.startswith("rejected: cannot be loaded (")
+    assert "\n" not in item.status
+    assert "model.onnx" in item.status
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_int8_the_report_on_quantisation_of_another_run_stays(build, tmp_path, monkeypatch):
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "quantization.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(sys.modules[__name__], "NAMES", ["torchscript"])
+    build()
+    assert (tmp_path / "metrics" / "quantization.json").read_text(encoding="utf-8") == "{}"
+
+
 @pytest.mark.slow
 def test_export_program_reads_back_and_agrees(exported, tmp_path):
     """Also on an image whose feature maps are one row high, which the export's guards refuse."""
@@ -325,15 +343,14 @@ def test_export_program_reads_back_and_agrees(exported, tmp_path):
     model = exported.loaded.model
     pytorch_export.export_program(InferenceGraph(model), tmp_path / "model.pt2")
     np.savez(tmp_path / "images.npz", *images)
-    done = subprocess.run(
+    subprocess.run(
         [
             *(sys.executable, cold_start.__file__, "pytorch_export"),
-            *(tmp_path / "model.pt2", tmp_path / "images.npz", "1"),
+            *(tmp_path / "model.pt2", tmp_path / "images.npz", "1", tmp_path / "measured.json"),
         ],
-        capture_output=True,
         check=True,
     )
-    found = json.loads(done.stdout)["detections"]
+    found = json.loads((tmp_path / "measured.json").read_text(encoding="utf-8"))["detections"]
     expected = [graph_predictor(InferenceGraph(model), CPU)([image])[0] for image in images]
     actual = [
         Detections(np.float32(boxes).reshape(-1, 4), np.float32(scores), np.int64(labels))

@@ -115,7 +115,7 @@ def test_what_is_missing_is_told_and_no_failure_unless_asked_for(
     exported, pictures, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(onnx_runtimes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_runtimes.environment, "is_installed", lambda name: False)
     assert tool.main(arguments(exported, pictures, "--device", "cpu")) == 0
     rows = rows_of(pictures)
     assert list(rows) == ["onnxruntime", "openvino", "web"]  # CUDA was not wanted

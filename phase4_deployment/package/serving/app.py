@@ -9,9 +9,6 @@
 An error is a line of JSON: {"error": "what is wrong – what to do"}.
 """
 
-import base64
-import hashlib
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from common.cli import log
+from common.content_policy import content_policy
 from phase4_deployment.package.serving.bodies import Body, Memory
 from phase4_deployment.package.serving.front import Front
 from phase4_deployment.package.serving.metrics import CONTENT_TYPE
@@ -125,8 +123,8 @@ def build_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    page, policy = _page()
-    answers = Answers(pipeline, about, is_draining, page)
+    page = PAGE.read_text(encoding="utf-8")
+    answers = Answers(pipeline, about, is_draining, page.encode())
     app.add_api_route(
         "/detect", answers.detect, methods=["POST"], response_model=None, openapi_extra=BODY
     )
@@ -146,6 +144,7 @@ def build_app(
             )
     for status in (404, 405):
         app.add_exception_handler(status, _not_here)
+    policy = content_policy(page, "blob: data:")
     return Front(app, pipeline.metrics, PATHS, policy, answers_host)
 
 
@@ -168,19 +167,3 @@ def _refused(refusal: RefusedError) -> Response:
 
 def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
     return JSONResponse({"error": text}, status, headers)
-
-
-def _page() -> tuple[bytes, str]:
-    """The page, and a policy that lets its own style and script run and nothing else."""
-    page = PAGE.read_text(encoding="utf-8")
-    sources = {}
-    for tag in ("style", "script"):
-        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        sources[tag] = f"'sha256-{digest}'"
-    policy = (
-        f"default-src 'none'; style-src {sources['style']}; script-src {sources['script']}; "
-        "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )
-    return page.encode(), policy

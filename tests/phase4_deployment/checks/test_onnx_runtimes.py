@@ -70,6 +70,6 @@ def test_cuda_that_onnxruntime_has_but_cannot_start_is_not_the_cpu(exported, bat
 
 
 def test_a_runtime_that_is_missing_is_not_run(monkeypatch, tmp_path, batches):
-    monkeypatch.setattr(onnx_runtimes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_runtimes.environment, "is_installed", lambda name: False)
     with pytest.raises(UserError, match=r"OpenVINO: not installed – pip install -r \S+"):
         run("openvino", tmp_path / "model.onnx", batches, Tools())

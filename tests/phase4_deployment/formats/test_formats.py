@@ -113,6 +113,11 @@ def test_openvino_int8_is_smaller_and_near(ingredients, exported, images):
     assert small < 0.6 * large
     assert 0 < item.extra["quantized"]["int8"] < item.extra["quantized"]["all"]
     assert item.extra["search"][0]["float_groups"] == []
+    quantiser = openvino_int8.OpenVinoQuantiser(ingredients.onnx(), ingredients.calibration)
+    groups = quantiser.groups()
+    assert not [name for name in groups if name.startswith("box_predictor")], "it stays in FP32"
+    assert "backbone.body.stem" not in groups, "it reads the pixels"
+    assert sum(map(len, groups.values())) == item.extra["quantized"]["int8"]
 
 
 @pytest.mark.parametrize("module", [openvino_fp32, openvino_int8])

@@ -10,7 +10,7 @@ from phase4_deployment.pruned.pruned_models import (
     ZERO_CHANNELS,
     ZERO_WEIGHTS,
 )
-from phase4_deployment.pruned.pruning_measures import as_json, verdict
+from phase4_deployment.pruned.pruning_measures import verdict
 from phase4_deployment.pruned.pruning_report import best_and_ties, conclusion, table_lines
 
 ROUNDS = 20
@@ -37,7 +37,7 @@ def row_of(name: str, method: str, times, map_=0.5, status="ok", **more) -> dict
         "map": map_,
         "map_before_finetuning": None,
         "status": status,
-        "speedup": None if name == UNPRUNED else as_json(against),
+        "speedup": None if name == UNPRUNED else against.as_json(),
         "verdict": None if name == UNPRUNED else against.beyond_noise,
         **more,
     }
