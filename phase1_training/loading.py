@@ -1,6 +1,7 @@
 """The batches of a run, epoch by epoch, from one set of loader processes."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -83,7 +84,7 @@ class TrainingLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=_leave_stopping_to_the_main_process,
+            worker_init_fn=_begin_loader_process,
             generator=torch.Generator(),  # the workers' base seed is not drawn from the global one
         )
 
@@ -100,6 +101,8 @@ class TrainingLoader:
                 was killed.
         """
         self._plan[:] = self._plan_epoch(epoch=epoch)[first_batch:]
+        if self.workers and not self._processes:
+            gc.collect()  # see _begin_loader_process
         with self._ended_processes_told(), _sigchld_untouched():
             others = multiprocessing.active_children()
             batches = iter(self._loader)
@@ -151,9 +154,15 @@ def _why_it_ended(exit_code: int | None) -> tuple[str, str]:
     return what, "use --workers 0, which shows the cause"
 
 
-def _leave_stopping_to_the_main_process(worker_id: int) -> None:
-    """Ctrl-C and a signal to the process group (from `timeout`, for instance) reach every process
-    of the run; the main one still needs its loaders, to finish the step and save."""
+def _begin_loader_process(worker_id: int) -> None:
+    """Leaves to the main process what is its own: stopping, and what it has thrown away.
+
+    Ctrl-C and a signal to the process group (from `timeout`, for instance) reach every process of
+    the run; the main one still needs its loaders, to finish the step and save. And a forked process
+    must not free what it inherits: a decoder of video, for one, waits for its threads, which no
+    fork takes along.
+    """
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)

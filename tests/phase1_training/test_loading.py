@@ -1,6 +1,7 @@
 """Batches as they reach the training step: equal however they are read, and honest when not."""
 
 import argparse
+import gc
 import os
 import pickle
 import random
@@ -19,6 +20,7 @@ from common import cli
 from common.cli import UserError
 from common.coco import COCODataset, load_split
 from common.models import resized_size
+from phase1_training import loading
 from phase1_training.loading import TrainingLoader
 from tests.coco_data import annotation, image, write_annotations
 
@@ -216,6 +218,48 @@ def test_a_process_without_images_gets_empty_batches(split):
     assert [[len(batch) for batch in rank] for rank in batches] == [[1]] * 7 + [[0]] * 2
     assert len({batch.images.shape[1:] for rank in batches for batch in rank}) == 1
     assert batches[8][0].targets == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_loader_process_frees_nothing_of_the_main_one():
+    freed = []
+
+    class Decoder:
+        def __del__(self):
+            freed.append(os.getpid())
+
+    def throw_away():
+        decoder = Decoder()
+        decoder.itself = decoder
+
+    gc.collect()
+    gc.disable()
+    try:
+        throw_away()
+        child = os.fork()
+        if child == 0:
+            try:
+                loading._begin_loader_process(0)
+                throw_away()
+                gc.collect()
+            finally:
+                os._exit(len(freed))  # its own, and not the one it inherits
+    finally:
+        gc.enable()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    gc.collect()
+    assert freed == [os.getpid()]
+
+
+def test_what_is_thrown_away_is_freed_before_loader_processes_begin(split, monkeypatch):
+    events = []
+    monkeypatch.setattr(loading.gc, "collect", lambda: events.append("freed"))
+    for workers, expected in ((0, []), (1, ["freed"])):
+        loader = loader_of(split, workers=workers)
+        list(loader.epoch(1))
+        list(loader.epoch(2))
+        loader.close()
+        assert events == expected
 
 
 @pytest.mark.slow
