@@ -15,6 +15,7 @@ positive number there helps whichever sequence is not looked at.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -143,6 +144,8 @@ def ablations() -> dict[str, tuple[Make, list[Any]]]:
     from phase3_tracking.trackers.cmcsort_tracker import CMCSORTTracker
 
     def with_options(**options: Any) -> Make:
+        # given every detection, as all the arms are
+        options = {"low_confidence": -math.inf, **options}
         return _make(lambda rate: CMCSORTTracker(frame_rate=rate, **options))
 
     def without(owner: Any, **values: Any) -> tuple[Make, list[Any]]:
@@ -159,7 +162,10 @@ def ablations() -> dict[str, tuple[Make, list[Any]]]:
         "lower weight of unconfirmed": without(cmcsort_tracker, UNCONFIRMED_WEIGHT=1.0),
         "confirmation": (with_options(min_hits=1), []),
         "start confidence": (with_options(start_confidence=0.5), []),
-        "time in seconds": (_make(lambda rate: CMCSORTTracker(max_age=60), by_time=False), []),
+        "time in seconds": (
+            _make(lambda rate: CMCSORTTracker(max_age=60, low_confidence=-math.inf), by_time=False),
+            [],
+        ),
     }
 
 

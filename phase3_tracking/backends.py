@@ -1,7 +1,7 @@
 """What finds the objects: a PyTorch checkpoint, an exported ONNX file, or recorded detections."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +47,8 @@ class Backend:
 
 
 def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --model-path or --detections, --batch-size, --precision and --max-proposals."""
+    """Adds --model-path or --detections with --class-names, --batch-size, --precision and
+    --max-proposals."""
     group = parser.add_argument_group("detector")
     source = group.add_mutually_exclusive_group()
     source.add_argument(
@@ -57,6 +58,12 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument(
         "--detections", type=Path, help="MOT detection file to use instead of a model"
+    )
+    group.add_argument(
+        "--class-names",
+        type=_class_names,
+        metavar="ID=NAME,...",
+        help="what classes of --detections are called, which has their ids only",
     )
     group.add_argument(
         "--batch-size", type=cli.positive_int, default=BATCH_SIZE, help="frames for each inference"
@@ -74,12 +81,34 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _class_names(text: str) -> dict[int, str]:
+    """`1=person, 3=car` -> {1: "person", 3: "car"}; no id and no name twice."""
+    found: dict[int, str] = {}
+    for word in cli.names(text):
+        id_text, _, name = (part.strip() for part in word.partition("="))
+        try:
+            class_id = int(id_text)
+        except ValueError:
+            name = ""
+        if not name:
+            raise argparse.ArgumentTypeError(f"{word!r} is not ID=NAME, for instance 3=car")
+        if class_id in found or name in found.values():
+            raise argparse.ArgumentTypeError(f"{word!r}: its id or its name is there twice")
+        found[class_id] = name
+    return found
+
+
+def is_exported(model_path: Path | None) -> bool:
+    return model_path is not None and model_path.suffix.lower() == ".onnx"
+
+
 def load_backend(
     model_path: Path | None,
     detections: Path | None,
     device: str,
     precision: str,
     max_proposals: int | None = None,
+    class_names: Mapping[int, str] | None = None,
 ) -> Backend:
     """Makes the detector that was asked for; without a file, of phase 1's best model.
 
@@ -89,17 +118,20 @@ def load_backend(
         device: "auto", "cpu", "cuda", ...
         precision: one of PRECISIONS, for checkpoints.
         max_proposals: of the box head, for checkpoints; None leaves the model's own number.
+        class_names: of the ids in `detections`.
 
     Raises:
-        UserError: a file is missing or damaged, or the device or precision is not there.
+        UserError: an option does not fit the kind of detector, a file is missing or damaged, or
+            the device or precision is not there.
     """
-    is_exported = model_path is not None and model_path.suffix.lower() == ".onnx"
-    if max_proposals and (detections or is_exported):
+    if max_proposals and (detections or is_exported(model_path)):
         what = "recorded detections have none" if detections else "an ONNX file has its own"
         raise UserError(f"--max-proposals {max_proposals}", what, "leave it out")
+    if class_names and not detections:
+        raise UserError("--class-names", "a model names its classes itself", "leave it out")
     if detections:
-        return _recorded(detections)
-    if model_path and is_exported:
+        return _recorded(detections, class_names or {})
+    if model_path and is_exported(model_path):
         return _exported(model_path, device, precision)
     from common.models import limit_proposals, load_model
 
@@ -132,7 +164,12 @@ def of_model(loaded: "LoadedModel", precision: str) -> Backend:
 
 
 def of_onnx(detector: "OnnxDetector", path: Path) -> Backend:
-    """An ONNX file that is loaded already."""
+    """An ONNX file that is loaded already.
+
+    One batch at a time, unless `VideoDetector` is told another number of workers: on a CPU ONNX
+    Runtime spreads a batch over all cores itself, and on CUDA a second batch would need the memory
+    of the first once more, for a gain that nobody has measured.
+    """
     from common.models import Detections
 
     return Backend(
@@ -158,10 +195,10 @@ def _exported(path: Path, device: str, precision: str) -> Backend:
     return of_onnx(detector, path)
 
 
-def _recorded(path: Path) -> Backend:
+def _recorded(path: Path, class_names: Mapping[int, str]) -> Backend:
     from phase3_tracking.recorded_detections import RecordedDetections
 
-    recorded = RecordedDetections(path)
+    recorded = RecordedDetections(path, class_names)
     return Backend(
         lambda _, numbers: [recorded.of_frame(number + 1) for number in numbers],
         recorded.class_names,

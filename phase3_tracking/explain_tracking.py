@@ -160,7 +160,8 @@ def run(args: argparse.Namespace) -> None:
 
     text = args.input or demo_video()
     backend = load_backend(
-        args.model_path, args.detections, args.device, args.precision, args.max_proposals
+        *(args.model_path, args.detections, args.device, args.precision),
+        *(args.max_proposals, args.class_names),
     )
     detector = VideoDetector(backend, args.confidence, batch_size=args.batch_size)
     options = SourceOptions(start_s=args.start or Fraction(0), max_frames=args.max_frames)

@@ -48,6 +48,7 @@ class Tracker(ABC):
         dropped_detections: detections refused so far, because a value was not finite, the box had
             no area, or it lay outside any picture (beyond 1e9 pixels).
         tracks_started: ids given so far.
+        best_confidence: of all usable detections so far; minus infinity before the first.
 
     Raises:
         ValueError: a parameter is outside its range.
@@ -72,6 +73,7 @@ class Tracker(ABC):
         self.frame_rate = float(frame_rate)
         self.dropped_detections = 0
         self.tracks_started = 0
+        self.best_confidence = -math.inf
         self._updates = 0
         self._time_s: float | None = None
         self._tracks = np.empty((self.track_rows, 0))
@@ -97,6 +99,9 @@ class Tracker(ABC):
             ValueError: the array has another shape, or time does not go forward.
         """
         usable = self._checked(detections)
+        if usable.shape[1]:
+            best = float(usable[DETECTED_CONFIDENCE, 0])  # they are sorted
+            self.best_confidence = max(self.best_confidence, best)
         self._advance(self._frames_passed(timestamp_s))
         row, track = self._match(usable)
         if len(row):
@@ -124,9 +129,14 @@ class Tracker(ABC):
             self.iou_threshold,
         )
 
+    @property
+    def least_to_start(self) -> float:
+        """The confidence with which a detection starts a track unless it continues one."""
+        return -math.inf
+
     def _may_start(self, detections: np.ndarray) -> np.ndarray:
         """(N,) which detections (6, N) start a track unless they continue one."""
-        return np.ones(detections.shape[1], bool)
+        return detections[DETECTED_CONFIDENCE] >= self.least_to_start
 
     def _is_over(self) -> np.ndarray:
         """(K,) which tracks end. SINCE counts up to the frame at hand: one more than were missed;

@@ -17,6 +17,7 @@ after the frames in work; what is saved by then can be played, and --resume goes
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from phase3_tracking.backends import (
     PRECISIONS,
     Backend,
     add_detector_arguments,
+    is_exported,
     load_backend,
     of_model,
 )
@@ -242,15 +244,32 @@ def run(args: argparse.Namespace) -> int:
     texts = expand_inputs(args.input) if args.input else [demo_video()]
     if args.detections and len(texts) > 1:
         raise UserError("--detections", f"is of one video, not of {len(texts)}", "give one --input")
-    is_demo = not args.input and args.output is None
-    next_script = "phase3_tracking/evaluate_tracking" if is_demo else "phase4_deployment/export_all"
     made_of = args.detections or args.model_path or paths.BEST_MODEL
-    return track_inputs(args, texts, made_of, lambda: _load(args), f"python {next_script}.py")
+    return track_inputs(args, texts, made_of, lambda: _load(args), _next_command(args, texts[0]))
+
+
+def _next_command(args: argparse.Namespace, text: str) -> str:
+    """What to run next, with the files there are: nothing that needs a model after --detections.
+
+    Args:
+        text: the first input.
+    """
+    words = ["-m", "common.report"]
+    if not args.input and args.output is None:
+        words = ["phase3_tracking/evaluate_tracking.py"]
+    elif args.detections and Path(text).exists():  # what a camera shows cannot be read again
+        words = ["phase3_tracking/explain_tracking.py", "--input", text]
+        words += ["--detections", str(args.detections)]
+    elif not args.detections and not is_exported(args.model_path):
+        words = ["phase4_deployment/export_all.py"]
+        words += ["--model-path", str(args.model_path)] if args.model_path else []
+    return shlex.join(["python", *words])
 
 
 def _load(args: argparse.Namespace) -> VideoDetector:
     backend = load_backend(
-        args.model_path, args.detections, args.device, args.precision, args.max_proposals
+        *(args.model_path, args.detections, args.device, args.precision),
+        *(args.max_proposals, args.class_names),
     )
     return VideoDetector(
         backend,

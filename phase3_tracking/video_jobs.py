@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from common import artifacts, environment, paths, recorded_files
 from common.addresses import without_secrets
-from common.cli import Terminated, UserError, log
+from common.cli import Terminated, UserError, finished, log
 from phase3_tracking.detection_log import log_file
 from phase3_tracking.results import output_files, run_report
 from phase3_tracking.results.staging import Staging
@@ -107,11 +107,12 @@ def run_jobs(
     Raises:
         UserError: the only one failed.
     """
-    succeeded, failed = [], False
+    succeeded: list[Job] = []
+    failed = False
     for job in jobs:
         is_closed = False
         try:
-            with _resume_is_told(job):
+            with _stop_is_told(job, succeeded):
                 its_options = _options_of(job, jobs, options)
                 is_closed = _run(detector, job, its_options, made_of, strict=strict)
         except UserError as error:
@@ -155,13 +156,25 @@ def _run(
 
 
 @contextmanager
-def _resume_is_told(job: Job) -> Iterator[None]:
-    """After a signal, says how to go on, where detections were kept for that."""
+def _stop_is_told(job: Job, succeeded: Sequence[Job]) -> Iterator[None]:
+    """After a signal, lists what is saved, and says how to go on, where detections were kept for
+    that."""
+    before = _report_time_ns(job)
     try:
         yield
     except (KeyboardInterrupt, Terminated):
+        # one that comes before there is a frame leaves nothing, or what was there before
+        saved = [*succeeded, *([job] if _report_time_ns(job) != before else [])]
+        kept = [path for path in [log_file(job.output_path)] if path.exists()]
+        finished([*(file for one in saved for file in one.files), *kept], None)
         _tell_resume(job)
         raise
+
+
+def _report_time_ns(job: Job) -> int | None:
+    """When its report was written; None while there is none."""
+    report = job.output_path.with_suffix(".json")
+    return report.stat().st_mtime_ns if report.is_file() else None
 
 
 def _tell_resume(job: Job) -> None:

@@ -40,7 +40,9 @@ LINE_COLUMNS: Columns = {
 }
 ZONE_COLUMNS: Columns = {
     "Entries": (("entries", "total"), 0),
+    "Appeared inside": (("appeared_inside",), 0),
     "Exits": (("exits", "total"), 0),
+    "Vanished inside": (("vanished_inside",), 0),
     "Inside at the end": (("occupancy",), 0),
     "Inside at most": (("max_occupancy",), 0),
     "Median stay, s": (("dwell_median_s",), 1),

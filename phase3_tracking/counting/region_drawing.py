@@ -52,12 +52,20 @@ def draw_regions(
     reserved = _reserved(frame_bgr)
     taken = list(reserved)
     for zone in zones:
-        counts = f"{zone.occupancy} inside, in {zone.total(ENTER)}, out {zone.total(EXIT)}"
-        _label(frame_bgr, f"{_short(zone.zone.name)}: {counts}", zone.zone.points, taken)
+        _label(frame_bgr, f"{_short(zone.zone.name)}: {zone_text(zone)}", zone.zone.points, taken)
     for line in lines:
         counts = f"L>R {line.total(LEFT_TO_RIGHT)}  R>L {line.total(RIGHT_TO_LEFT)}"
         _label(frame_bgr, f"{_short(line.line.name)}: {counts}", line.line.points, taken)
     return taken[len(reserved) :]
+
+
+def zone_text(zone: ZoneCounter) -> str:
+    """`2 inside, in 3 + 1 appeared, out 1 + 1 vanished`: as many came as went or are there. What
+    did not occur is left out."""
+    appeared = f" + {zone.appeared_inside} appeared" if zone.appeared_inside else ""
+    vanished = f" + {zone.vanished_inside} vanished" if zone.vanished_inside else ""
+    came, went = zone.total(ENTER), zone.total(EXIT)
+    return f"{zone.occupancy} inside, in {came}{appeared}, out {went}{vanished}"
 
 
 def _draw_zone(frame_bgr: np.ndarray, zone: ZoneCounter) -> None:

@@ -62,6 +62,7 @@ class ZoneCounter:
         self._frame_s = frame_s
         self._polygon = np.array(zone.points, np.float32)
         self._visitors: dict[int, _Visitor] = {}
+        self._inside = 0  # visitors that were inside when last seen
 
     def update(
         self,
@@ -91,6 +92,11 @@ class ZoneCounter:
         """Entries (ENTER) or exits (EXIT) of all classes."""
         return sum(count for (kind, _), count in self.counts.items() if kind == change)
 
+    @property
+    def vanished_inside(self) -> int:
+        """Tracks that were inside when last seen, and are not seen now."""
+        return self._inside - self.occupancy
+
     def _move(self, track_id: int, name: str, anchor: Point, time_s: float) -> str | None:
         """Books a sighting; ENTER or EXIT if it changes where the track is."""
         distance = cv2.pointPolygonTest(self._polygon, anchor, measureDist=True)
@@ -98,6 +104,7 @@ class ZoneCounter:
         if visitor is None:
             visitor = self._visitors[track_id] = _Visitor(name, distance >= 0, time_s)
             self.appeared_inside += visitor.inside
+            self._inside += visitor.inside
             if visitor.inside:
                 self._begin_visit(visitor)
             return None
@@ -108,6 +115,7 @@ class ZoneCounter:
             visitor.dwell_s += passed_s
         if was_inside == visitor.inside:
             return None
+        self._inside += visitor.inside - was_inside
         if visitor.inside:
             self._begin_visit(visitor)
         return ENTER if visitor.inside else EXIT
@@ -125,14 +133,13 @@ class ZoneCounter:
             track_id: visitor for track_id, visitor in self._visitors.items() if visitor.visits
         }
         dwell_s = [round(visitor.dwell_s, TIME_DECIMALS) for visitor in visitors.values()]
-        inside = sum(visitor.inside for visitor in visitors.values())
         return {
             "name": self.zone.name,
             "points": [list(point) for point in self.zone.points],
             "entries": self._by_class(ENTER),
             "exits": self._by_class(EXIT),
             "appeared_inside": self.appeared_inside,
-            "vanished_inside": inside - self.occupancy,
+            "vanished_inside": self.vanished_inside,
             "occupancy": self.occupancy,
             "max_occupancy": self.max_occupancy,
             "dwell_median_s": round(statistics.median(dwell_s), TIME_DECIMALS) if dwell_s else None,

@@ -35,7 +35,7 @@ TICKS = 5
 BAR_HEIGHT, MARGIN = 14, 12  # pixels, in a picture of TEXT_WIDTH; more in a wider one
 TEXT_WIDTH = 960
 PAPER = 255
-UNIT = "seconds with an object"
+UNIT = "seconds with an object, on a square-root scale"
 
 
 class Heatmap:

@@ -1,11 +1,13 @@
 """What a video run reports: its numbers, and the lines that tell them."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from common import paths
 from common.cli import log
 from phase3_tracking.stage_clock import StageClock
+from phase3_tracking.trackers.tracker_options import START_SHARE
 
 if TYPE_CHECKING:
     from common.video import VideoWriter
@@ -51,8 +53,9 @@ def of_tracks(counted: Mapping[str, Any], tracker: "Tracker") -> dict[str, Any]:
     """How many tracks there are, and everything else that was counted.
 
     Returns:
-        `tracks`, `class_counts` (class name -> tracks, most first), `dropped_detections`, and the
-        contents of `counted`.
+        `tracks`, `class_counts` (class name -> tracks, most first), `dropped_detections`,
+        `best_confidence` of a detection (None without one), `start_confidence` that starts a track
+        (None where all do), and the contents of `counted`.
     """
     statistics = counted["statistics"]
     return {
@@ -63,6 +66,8 @@ def of_tracks(counted: Mapping[str, Any], tracker: "Tracker") -> dict[str, Any]:
             if one["unique_tracks"]
         },
         "dropped_detections": tracker.dropped_detections,
+        "best_confidence": _finite(tracker.best_confidence),
+        "start_confidence": _finite(tracker.least_to_start),
         **counted,
     }
 
@@ -90,12 +95,34 @@ def tell(name: str, report: Mapping[str, Any]) -> None:
     of_classes = ", ".join(f"{name} {count}" for name, count in report["class_counts"].items())
     log.info("%d frames, %d tracks%s", read, report["tracks"], of_classes and f" ({of_classes})")
     if not report["tracks"]:
-        log.info("Nothing was found. Lower --confidence? Looked for: %s", _listed(report))
+        log.info("%s Looked for: %s", _why_nothing(report), _listed(report))
     stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in report["stage_ms"].items())
     log.info("%.1f FPS end to end; ms per frame: %s", report["fps_end_to_end"], stages)
     if report["latency_ms"]:
         text = "Latency from the reader to the result: p50 %.1f, p90 %.1f, p99 %.1f ms"
         log.info(text, *report["latency_ms"].values())
+
+
+def _why_nothing(report: Mapping[str, Any]) -> str:
+    """Why there is no track, and which options may change that."""
+    best, start = report["best_confidence"], report["start_confidence"]
+    settings = report["settings"]
+    if best is None:
+        return "Nothing was found. Lower --confidence?"
+    if start is None or best >= start:
+        return f"No track has had the {settings['min_hits']} detections it needs. Lower --min-hits?"
+    confidence, rounded = settings["confidence_threshold"], math.floor(100 * best) / 100
+    enough = math.floor(100 * (best - START_SHARE) / (1 - START_SHARE)) / 100
+    ways = [f"--confidence {enough:g}"] if enough >= 0 else []
+    ways += ["--tracker ocsort" + (f" --confidence {rounded:g}" if best < confidence else "")]
+    return (
+        f"No track has started: at --confidence {confidence:g} {settings['tracker']} starts one "
+        f"from {start:.3g}, and the best detection has {rounded:.2f}. Try {' or '.join(ways)}."
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _listed(report: Mapping[str, Any]) -> str:

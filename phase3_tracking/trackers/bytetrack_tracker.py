@@ -104,9 +104,9 @@ class ByteTrackTracker(KalmanTracker):
         best_row, best_column = assign(pairs[0][enough], pairs[1][enough], gain[enough], shape)
         return row[best_row], column[best_column]
 
-    def _may_start(self, detections: np.ndarray) -> np.ndarray:
-        least = max(self.high_confidence, self.start_confidence)
-        return detections[DETECTED_CONFIDENCE] >= least
+    @property
+    def least_to_start(self) -> float:
+        return max(self.high_confidence, self.start_confidence)
 
     def _start(self, detections: np.ndarray) -> None:
         super()._start(detections)

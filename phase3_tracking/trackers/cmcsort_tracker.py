@@ -62,6 +62,8 @@ class CMCSORTTracker(KalmanTracker):
             ends at its first miss. What the very first frame shows is returned at once.
         frame_rate: frames per second of the video; see `update`.
         high_confidence: detections of at least this confidence are strong.
+        low_confidence: detections below are not used, unless they are strong. The default is the
+            limit of video_detector.py; minus infinity uses all.
         start_confidence: what a detection needs to start a track.
         weak_iou_threshold: smallest IoU of a weak detection with the predicted box.
         coast_s: for how many seconds without a detection a track is still returned, at its
@@ -81,6 +83,7 @@ class CMCSORTTracker(KalmanTracker):
         min_hits: int = 2,
         frame_rate: float = FRAME_RATE,
         high_confidence: float = 0.5,
+        low_confidence: float = 0.1,
         start_confidence: float = 0.7,
         weak_iou_threshold: float = 0.5,
         coast_s: float = 0.1,
@@ -89,6 +92,7 @@ class CMCSORTTracker(KalmanTracker):
             max_age = round(MAX_AGE_S * frame_rate)
         super().__init__(iou_threshold, max_age, min_hits, frame_rate)
         self.high_confidence = float(high_confidence)
+        self.low_confidence = float(low_confidence)
         self.start_confidence = float(start_confidence)
         self.weak_iou_threshold = float(weak_iou_threshold)
         self.coast_s = float(coast_s)
@@ -138,7 +142,8 @@ class CMCSORTTracker(KalmanTracker):
         """(detection, track, IoU) of every one of these pairs that may be assigned."""
         iou = paired_iou(detections, self._tracks, row, column)
         enough = iou >= np.where(strong, self.iou_threshold, self.weak_iou_threshold)[row]
-        enough &= strong[row] | confirmed[column]
+        used = detections[DETECTED_CONFIDENCE] >= self.low_confidence
+        enough &= strong[row] | (used[row] & confirmed[column])
         kept = enough.nonzero()[0]
         return row[kept], column[kept], iou[kept]
 
@@ -157,9 +162,9 @@ class CMCSORTTracker(KalmanTracker):
         middle = len(row) // 2
         return (centre[:, middle] + centre[:, -1 - middle]) / 2
 
-    def _may_start(self, detections: np.ndarray) -> np.ndarray:
-        least = max(self.high_confidence, self.start_confidence)
-        return detections[DETECTED_CONFIDENCE] >= least
+    @property
+    def least_to_start(self) -> float:
+        return max(self.high_confidence, self.start_confidence)
 
     def _start(self, detections: np.ndarray) -> None:
         super()._start(detections)

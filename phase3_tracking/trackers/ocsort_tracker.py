@@ -113,8 +113,9 @@ class OCSORTTracker(SORTTracker):
         confidence = boxes[DETECTED_CONFIDENCE, row].clip(0, 1)
         return (0.5 - angle / np.pi) * confidence
 
-    def _may_start(self, detections: np.ndarray) -> np.ndarray:
-        return detections[DETECTED_CONFIDENCE] >= self.high_confidence
+    @property
+    def least_to_start(self) -> float:
+        return self.high_confidence
 
     def _continue(self, track: np.ndarray, detections: np.ndarray) -> None:
         was_lost = self._missed[track]

@@ -57,7 +57,8 @@ def build_tracker(
     )
     if tracker == "bytetrack":
         return ByteTrackTracker(low_confidence=WEAK_CONFIDENCE, **options)
-    return CMCSORTTracker(**options)
+    # what it is not to use it is not shown, see `smallest_confidence`; the rest all counts
+    return CMCSORTTracker(low_confidence=-math.inf, **options)
 
 
 def smallest_confidence(tracker: str, confidence: float) -> float:

@@ -75,6 +75,56 @@ def training(class_names: list[str]) -> dict[str, Any]:
     )
 
 
+def evaluation(class_names: list[str]) -> dict[str, Any]:
+    """Of each class 10 boxes: 6 right, 3 missed, 1 taken for the next class; 2 false alarms."""
+    size = len(class_names)
+    counts = [[0] * (size + 1) for _ in range(size + 1)]
+    for index in range(size):
+        counts[index][index], counts[index][-1], counts[-1][index] = 6, 3, 2
+        counts[index][(index + 1) % size] += 1
+    recalls = [step / 100 for step in range(101)]
+    error = {"image": "000007.jpg", "image_id": 7, "box_xyxy": [1.0, 2.0, 30.0, 40.0]}
+    error |= {"truth": class_names[0], "predicted": class_names[-1], "score": 0.93}
+    error["reason"] = "badly placed box"
+    return report(
+        "evaluation",
+        split="val",
+        images=100,
+        confidence=0.5,
+        iou=0.5,
+        map=0.6375,
+        map_50=0.9,
+        map_75=0.75,
+        classes=[
+            {"name": name, "boxes": 10, "ap": 0.5 + 0.07 * index, "ap_50": 0.7, "right": 6}
+            | {"recall": 0.6, "precision": 2 / 3, "missed": 3, "false_alarms": 2}
+            for index, name in enumerate(class_names)
+        ],
+        pr_curves={
+            "recall": recalls,
+            "precision": {
+                name: [max(0.0, 1 - recall ** (index + 2)) for recall in recalls]
+                for index, name in enumerate(class_names)
+            },
+        },
+        confusion={"classes": [*class_names, "background"], "counts": counts},
+        errors={
+            kind: {"count": 3, "reasons": {"badly placed box": 3}, "worst": [error] * 5}
+            for kind in ("missed", "false_alarm", "confusion")
+        },
+    )
+
+
+def data_report(class_names: list[str]) -> dict[str, Any]:
+    problem = {"split": "train", "kind": "tiny box", "severity": "warning", "image": None}
+    problem |= {"message": f"a box of {class_names[0]} is 1 pixel wide", "annotation_id": 3}
+    counts = {"images": 400, "images_without_boxes": 2, "boxes": 1234, "crowd_boxes": 1}
+    counts["per_class"] = {name: 100 + index for index, name in enumerate(class_names)}
+    return report(
+        "data_report", inputs={}, counts={"train": counts, "val": counts}, problems=[problem] * 3
+    )
+
+
 def profile() -> dict[str, Any]:
     stages = [("backbone", 61.0), ("rpn", 22.5), ("roi_heads", 19.0), ("transform", 6.1)]
     listed = [{"name": name, "ms": ms, "share": ms / 108.6} for name, ms in stages]
@@ -84,6 +134,7 @@ def profile() -> dict[str, Any]:
         batch_size=4,
         host_syncs_per_step=36,
         inference={"stages": listed[:3]},
+        memory={"training": {"peak_mib": 72.8, "peak_stage": "backward"}},
         advice=["The backbone takes more than half of the step: channels_last comes first."],
     )
 
@@ -173,19 +224,51 @@ def formats(*names: str) -> list[dict[str, Any]]:
     ]
 
 
+def onnx_test() -> dict[str, Any]:
+    row = {"name": "onnxruntime", "status": "ok", "reason": None, "version": "1.31"}
+    row |= {"provider": "CPUExecutionProvider", "detections": 41, "latency_ms": percentiles(17.0)}
+    skipped = dict.fromkeys(row) | {"name": "browser", "status": "skipped", "reason": "no browser"}
+    return report("onnx_test", runtimes=[row | {"parity": {"matched": 1.0}}, skipped])
+
+
+def pruning() -> dict[str, Any]:
+    def model(name: str, ratio: float | None, **changed: Any) -> dict[str, Any]:
+        speedup = ratio and {"ratio": ratio, "ci95": [ratio - 0.02, ratio + 0.02]}
+        return {
+            **{"name": name, "zero_share": 0.3, "removed_share": 0.0, "size_mib": 7.35},
+            **{"size_zip_mib": 5.5, "gflops": 9.5, "latency_ms": percentiles(30.0), "map": 0.637},
+            **{"speedup": speedup, "verdict": "within noise", "status": "ok", **changed},
+        }
+
+    models = [model("unpruned", None, zero_share=0.0, verdict=None), model("zeros_0.3", 1.0)]
+    rejected = "rejected: mAP drop 0.2000 over the budget of 0.02"
+    models.append(model("removed_0.3", 1.4, verdict="faster", map=0.437, status=rejected))
+    return report(
+        "pruning",
+        baseline="unpruned",
+        models=models,
+        noise={"ratio": 1.0, "ci95": [0.97, 1.02]},
+        conclusion=["Zeros in dense tensors buy no speed."],
+    )
+
+
 def write_all(outputs: Path, class_names: list[str]) -> None:
     """Fills an outputs folder with one made-up result of every kind."""
     for name in ("metrics", "videos", "deployment"):
         (outputs / name).mkdir(parents=True, exist_ok=True)
-    video, evaluation = tracking(class_names)
+    video, tracking_eval = tracking(class_names)
     files = {
+        "metrics/data_report.json": data_report(class_names),
         "metrics/training.json": training(class_names),
+        "metrics/evaluation.json": evaluation(class_names),
         "metrics/profile.json": profile(),
         "metrics/inference_benchmark.json": benchmark(),
         "metrics/amp_comparison.json": amp(),
-        "metrics/tracking_eval.json": evaluation,
+        "metrics/tracking_eval.json": tracking_eval,
         "metrics/export.json": report("export", formats=formats("pytorch", "onnx", "exported")),
         "metrics/quantization.json": report("quantization", formats=formats("int8_dynamic")),
+        "metrics/onnx_test.json": onnx_test(),
+        "metrics/pruning.json": pruning(),
         "videos/demo_video.json": video,
         "deployment/package_info.json": report(
             "package", files={"model.onnx": {"sha256": "b" * 64}, "detect.py": {"sha256": "c" * 64}}
@@ -196,7 +279,8 @@ def write_all(outputs: Path, class_names: list[str]) -> None:
     (outputs / "deployment" / "model.onnx").write_bytes(bytes(3 << 20))
     (outputs / "deployment" / "detect.py").write_text("print()\n")
     picture = np.full((120, 400, 3), 200, np.uint8)
-    cv2.imwrite(str(outputs / "metrics" / "val_predictions.png"), picture)
+    for name in ("val_predictions", "worst_misses", "profile_memory"):
+        cv2.imwrite(str(outputs / "metrics" / f"{name}.png"), picture)
     with VideoWriter(outputs / "videos" / "demo_video.mp4", 96, 54, Fraction(12)) as writer:
         for frame in range(60):
             writer.write(np.full((54, 96, 3), frame * 4, np.uint8))

@@ -30,8 +30,10 @@ REGIONS = {
     ],
     "zones": [
         {"name": "yard", "entries": {"total": 4}, "exits": {"total": 3}, "occupancy": 1}
+        | {"appeared_inside": 5, "vanished_inside": 5}
         | {"max_occupancy": 2, "dwell_median_s": 1.25, "dwell_max_s": 9.0},
         {"name": "empty", "entries": {"total": 0}, "exits": {"total": 0}, "occupancy": 0}
+        | {"appeared_inside": 0, "vanished_inside": 0}
         | {"max_occupancy": 0, "dwell_median_s": None, "dwell_max_s": None},
     ],
 }
@@ -118,9 +120,12 @@ def test_statistics_by_class():
 def test_counts_at_lines_and_zones():
     found = tables(statistics=STATISTICS, regions=REGIONS)
     assert found["Line"].rows == (("gate", "3", "5", "-2"),)
+    assert found["Zone"].columns[1:6] == (
+        *("Entries", "Appeared inside", "Exits", "Vanished inside", "Inside at the end"),
+    )
     assert found["Zone"].rows == (
-        ("yard", "4", "3", "1", "2", "1.2", "9.0"),
-        ("empty", "0", "0", "0", "0", "–", "–"),
+        ("yard", "4", "5", "3", "5", "1", "2", "1.2", "9.0"),
+        ("empty", "0", "0", "0", "0", "0", "0", "–", "–"),
     )
 
 

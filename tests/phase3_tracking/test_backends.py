@@ -218,19 +218,35 @@ def test_proposals_belong_to_a_checkpoint(exported, tmp_path):
 def test_every_box_counts_where_scores_are_no_confidences(tmp_path, scores):
     path = tmp_path / "det.txt"
     path.write_text("".join(f"1,-1,{10 * n},0,4,4,{s},1\n" for n, s in enumerate(scores)))
-    found = RecordedDetections(path).of_frame(1)
+    found = RecordedDetections(path, {}).of_frame(1)
     assert (found.boxes_xyxy[:, 0].tolist(), found.scores.tolist()) == ([0, 10], [1, 1])
 
 
 def test_recorded_detections_answer_by_frame(tmp_path):
     path = tmp_path / "det.txt"
     path.write_text("3,-1,0,0,4,4,0.5,9\n1,-1,1,2,3,4,0.25,-1\n")
-    recorded = RecordedDetections(path)
+    recorded = RecordedDetections(path, {})
     assert recorded.class_names == ("object", "class 9")
     third, first, second = (recorded.of_frame(number) for number in (3, 1, 2))
     assert (first.boxes_xyxy.tolist(), first.labels.tolist()) == ([[1, 2, 4, 6]], [1])
     assert len(second.scores) == len(recorded.of_frame(4).scores) == 0
     assert (third.scores.tolist(), third.labels.tolist()) == ([0.5], [2])
+
+
+def test_recorded_detections_are_called_as_was_asked(tmp_path):
+    """Ids that are not in this file may be named, too; those without a name keep their own."""
+    path = tmp_path / "det.txt"
+    path.write_text("1,-1,0,0,4,4,0.5,9\n1,-1,1,2,3,4,0.25,-1\n1,-1,1,2,3,4,0.25,3\n")
+    names = {9: "car", 80: "kite"}
+    backend = load_backend(None, path, "cpu", "auto", None, names)
+    assert (backend.category_ids, backend.class_names) == ((-1, 3, 9), ("object", "class 3", "car"))
+    assert load_backend(None, path, "cpu", "auto", None, {-1: "seal"}).class_names[0] == "seal"
+
+
+def test_a_model_names_its_classes_itself(exported):
+    for path in (exported.onnx_path, exported.model_path, None):
+        with pytest.raises(UserError, match="--class-names: a model names its classes itself"):
+            load_backend(path, None, "cpu", "auto", None, {1: "person"})
 
 
 def test_a_backend_of_recorded_detections_counts_frames_from_zero(tmp_path):

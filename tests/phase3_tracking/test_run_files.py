@@ -143,6 +143,7 @@ def test_an_older_report_that_is_damaged_does_not_cost_the_new_run(monkeypatch, 
 # --- several processes --------------------------------------------------------------------------
 
 
+@pytest.mark.fault("C-09")
 def test_the_second_of_two_runs_at_once_ends_at_the_start(monkeypatch, capsys, video, out):
     out.mkdir()
     first = Run(out, video, "first", pause_s=0.1)

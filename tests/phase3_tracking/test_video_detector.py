@@ -1,12 +1,14 @@
 """VideoDetector on single frames, and the command: its results, its refusals, its options."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common.cli import UserError
+from phase3_tracking import explain_tracking, video_detector
 from phase3_tracking.video_detector import VideoDetector, main
 from tests.phase3_tracking.video_files import (
     SIDE,
@@ -74,6 +76,25 @@ def test_command_with_detections(tmp_path, video, monkeypatch):
     assert list(report["inputs"]) == ["walk.mp4", str(detections)]
     first = (tmp_path / "tracked.mot.txt").read_text().splitlines()[0]
     assert first == f"1,1,0.00,20.00,{SIDE}.00,{SIDE}.00,0.9000,3,1"
+
+
+def test_classes_of_detections_can_be_named(tmp_path, video):
+    """In the report, in tables, and to keep classes by their names."""
+    detections = write_detections(tmp_path / "det.txt")
+    with detections.open("a") as file:
+        file.write("".join(f"{number},-1,60,40,20,20,0.9,7,1\n" for number in range(1, 13)))
+    options = ("--class-names", "3=red square, 80=kite", "--tracker", "iou")
+    for name, more in (("all", ()), ("some", ("--classes", "red square"))):
+        base = ("--input", video, "--detections", detections, "--output", tmp_path / f"{name}.mp4")
+        assert run(*base, *options, *more) == 0
+    report = json.loads((tmp_path / "all.json").read_text())
+    assert report["class_counts"] == {"red square": 1, "class 7": 1}
+    assert report["categories"] == {"3": "red square", "7": "class 7"}
+    some = json.loads((tmp_path / "some.json").read_text())
+    assert some["class_counts"] == {"red square": 1}
+    assert ",red square,3," in (tmp_path / "some.csv").read_text()
+    tracks = json.loads((tmp_path / "some.tracks.json").read_text())
+    assert tracks["frames"][0]["tracks"][0]["class"] == "red square"
 
 
 def test_max_frames_and_no_video(tmp_path, video):
@@ -178,6 +199,11 @@ def test_a_file_that_is_no_video_is_told_in_our_line_only(tmp_path, run_script):
         ("--max-frames", "0"),
         ("--batch-size", "0"),
         ("--model-path", "a.pth", "--detections", "b.txt"),
+        ("--class-names", "person,car"),
+        ("--class-names", "1.5=person"),
+        ("--class-names", "1="),
+        ("--class-names", "1=person,1=car"),
+        ("--class-names", "1=person,2=person"),
         ("--confidense", "0.5"),
     ],
 )
@@ -192,6 +218,42 @@ def test_without_the_demo_it_says_how_to_make_it(run_script):
     done = run_script(SCRIPT)
     assert done.returncode == 2
     assert "make_demo_data.py" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "evaluate_tracking.py"),
+        (("--detections", "det.txt"), "evaluate_tracking.py"),
+        (("--input", "walk.mp4"), "phase4_deployment/export_all.py"),
+        (("--input", "walk.mp4", "--model-path", "a.pth"), "export_all.py --model-path a.pth"),
+        (("--input", "walk.mp4", "--model-path", "a.onnx"), "-m common.report"),
+        (("--input", "0", "--detections", "det.txt"), "-m common.report"),
+        (
+            ("--input", "walk.mp4", "--detections", "my det.txt"),
+            "explain_tracking.py --input walk.mp4 --detections 'my det.txt'",
+        ),
+    ],
+)
+def test_the_next_command_has_what_it_needs(video, monkeypatch, arguments, expected):
+    monkeypatch.chdir(video.parent)
+    told: list[str] = []
+    monkeypatch.setattr(
+        video_detector, "track_inputs", lambda *passed: told.append(passed[-1]) or 0
+    )
+    monkeypatch.setattr("phase3_tracking.inputs.sources.demo_video", lambda: "walk.mp4")
+    assert run(*arguments) == 0
+    assert told[0].startswith("python ")
+    assert told[0].endswith(expected)
+
+
+def test_the_next_command_after_detections_works(tmp_path, video, capsys):
+    detections = write_detections(tmp_path / "det.txt")
+    base = ("--input", video, "--detections", detections, "--output", tmp_path / "out.mp4")
+    assert main([*map(str, base)]) == 0
+    last = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("Next:  "))
+    assert last[:2] == ["python", "phase3_tracking/explain_tracking.py"]
+    assert explain_tracking.main([*last[2:], "--output", str(tmp_path / "explained")]) == 0
 
 
 # --- videos that are cut short ------------------------------------------------------------------

@@ -189,7 +189,11 @@ def test_resume_goes_on_with_the_one_that_was_stopped(tmp_path, monkeypatch, cap
 
     paths = ("--input", *videos, "--output", out, *options)
     assert run(monkeypatch, *paths, model=RedSquareModel(told)) == 130
-    assert "Go on with: " in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    saved = [line.removeprefix("Saved ") for line in lines if line.startswith("Saved ")]
+    assert sorted(saved) == sorted(str(path) for path in out.iterdir())
+    assert len(saved) == 8 + 8 + 1
+    assert lines[-1].startswith("Go on with: ")
     assert [path.name for path in out.glob("*.jsonl")] == ["b_tracked.resume.jsonl"]
     first = (out / "a_tracked.json").read_bytes()
     stopped_after = report(out / "b_tracked.json")["frames_read"]
@@ -203,6 +207,21 @@ def test_resume_goes_on_with_the_one_that_was_stopped(tmp_path, monkeypatch, cap
         assert report(out / f"{name}_tracked.json")["complete"] is True
         assert len(decoded(out / f"{name}_tracked.mp4")) == 12
     assert not list(out.glob("*.jsonl"))
+
+
+def test_p3_34_an_older_result_is_not_told_as_saved_by_a_run_that_left_none(
+    tmp_path, monkeypatch, capsys
+):
+    options = ("--input", write_video(tmp_path / "a.mp4", 3), "--output", tmp_path / "out.mp4")
+    assert run(monkeypatch, *options) == 0
+    assert capsys.readouterr().out.count("Saved ") == 8
+
+    def interrupted(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("phase3_tracking.inputs.sources.open_source", interrupted)
+    assert run(monkeypatch, *options, "--overwrite") == 130
+    assert "Saved " not in capsys.readouterr().out
 
 
 def test_a_job_is_done_when_its_own_input_was_gone_through(tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
 """draw_regions: lines, zones and counts are visible on any frame, and nothing makes it fail."""
 
+import re
+
 import numpy as np
 import pytest
 
 from phase3_tracking.counting.line_crossing import LineCounter
-from phase3_tracking.counting.region_drawing import draw_regions
+from phase3_tracking.counting.region_drawing import draw_regions, zone_text
 from phase3_tracking.counting.regions import Region
 from phase3_tracking.counting.zones import ZoneCounter
 
@@ -58,6 +60,27 @@ def test_the_arrow_is_on_the_right_of_the_way():
 def test_counts_are_shown():
     few, many = (drawn([line((400, 500), (1500, 500), crossings=n)]) for n in (1, 8))
     assert (few != many).any()
+
+
+def test_the_text_of_a_zone_says_all_that_came_and_went():
+    """As in the report: what appeared inside, or vanished there, has neither entered nor left."""
+    yard = zone((0, 0), (100, 0), (100, 100), (0, 100))
+    inside, outside = (50, 50), (500, 500)
+    frames = [
+        ({1: inside, 2: outside}, "1 inside, in 0 + 1 appeared, out 0"),
+        ({1: inside, 2: inside}, "2 inside, in 1 + 1 appeared, out 0"),
+        ({2: inside, 3: inside}, "2 inside, in 1 + 2 appeared, out 0 + 1 vanished"),
+        ({1: outside, 2: outside, 3: inside}, "1 inside, in 1 + 2 appeared, out 2"),
+    ]
+    assert zone_text(yard) == "0 inside, in 0, out 0"
+    for time_s, (seen, expected) in enumerate(frames):
+        yard.update(time_s, list(seen), ["car"] * len(seen), list(seen.values()))
+        assert zone_text(yard) == expected
+        counts = yard.summary()
+        came = counts["entries"]["total"] + counts["appeared_inside"]
+        gone = counts["exits"]["total"] + counts["vanished_inside"]
+        numbers = [int(number) for number in re.findall(r"\d+", zone_text(yard))]
+        assert (sum(numbers), numbers[0]) == (counts["occupancy"] + came + gone, came - gone)
 
 
 def test_a_zone_is_brighter_inside_and_outlined():

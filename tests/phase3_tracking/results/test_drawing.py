@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 
@@ -38,19 +39,41 @@ def test_box_has_the_color_of_the_track():
     assert image[140, 130].tolist() == [127] * 3  # the object itself stays visible
 
 
-def test_colors_are_stable_and_differ_for_neighbours():
-    assert color_of(3) == color_of(3 + len(PALETTE_BGR))
-    assert len({color_of(number) for number in range(len(PALETTE_BGR))}) == len(PALETTE_BGR)
+def test_colors_are_stable():
+    assert [color_of(number) for number in range(20, 40)] == [color_of(n) for n in range(20)]
+
+
+# Linear RGB as the red-blind, and the green-blind, see it: Vienot, Brettel and Mollon 1999.
+SIGHT = {
+    "normal": np.eye(3),
+    "protanopia": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+    "deuteranopia": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+}
+
+
+def linear(srgb: np.ndarray) -> np.ndarray:
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize(
+    ("sight", "of_any", "of_neighbours"),
+    [("normal", 18, 31), ("protanopia", 11, 26), ("deuteranopia", 11, 23)],
+)
+def test_colors_of_twenty_consecutive_ids_can_be_told_apart(sight, of_any, of_neighbours):
+    """By distances in CIELAB, where 2.3 can just be noticed."""
+    rgb = np.array([color_of(number)[::-1] for number in range(1, 21)])
+    seen = np.clip(linear(rgb / 255) @ np.transpose(SIGHT[sight]), 0, 1)
+    srgb = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
+    lab = cv2.cvtColor(srgb[None].astype(np.float32), cv2.COLOR_RGB2LAB)[0]
+    distance = np.linalg.norm(lab[:, None] - lab, axis=2)
+    assert distance[~np.eye(20, dtype=bool)].min() > of_any
+    assert distance[np.arange(20), np.roll(np.arange(20), 1)].min() > of_neighbours
 
 
 @pytest.mark.parametrize("color", PALETTE_BGR)
 def test_text_contrasts_with_every_color(color):
     def luminance(bgr):  # WCAG 2.1
-        linear = [
-            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
-            for c in (value / 255 for value in bgr)
-        ]
-        return 0.0722 * linear[0] + 0.7152 * linear[1] + 0.2126 * linear[2]
+        return linear(np.array(bgr) / 255) @ [0.0722, 0.7152, 0.2126]
 
     lighter, darker = sorted((luminance(color), luminance(text_color_on(color))), reverse=True)
     assert (lighter + 0.05) / (darker + 0.05) >= 4.5
@@ -69,7 +92,7 @@ def test_labels_stay_inside_the_frame(corner):
 
 def test_labels_keep_off_each_other():
     one = changed(drawn([track(100, 100, 140, 150)])).sum()
-    labels = [track(100, 100, 140, 150, track_id=number) for number in (1, 8)]  # same color
+    labels = [track(100, 100, 140, 150, track_id=number) for number in (1, 21)]  # same color
     assert changed(drawn(labels)).sum() > 1.15 * one
 
 

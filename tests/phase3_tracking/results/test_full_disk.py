@@ -53,6 +53,7 @@ TEXTS = ["out.mot.txt", "out.csv", "out.tracks.json", "out.coco.json", "out.even
         (("--no-video", "--no-heatmap"), [], 500, {"out.mot.txt", "out.tracks.json", "out.json"}),
     ],
 )
+@pytest.mark.fault("C-11")
 def test_p3_33_a_full_disk_leaves_every_older_result(tmp_path, options, more, step, told):
     """Whichever file is the first that does not fit, named in one line each time."""
     folder, pictures, names = tmp_path / "out", tmp_path / "in", [*TEXTS, *more]

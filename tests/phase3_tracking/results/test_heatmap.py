@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from phase3_tracking.object_tracker import LONGEST_PAUSE_S
+from phase3_tracking.results import heatmap
 from phase3_tracking.results.heatmap import CELLS, SIGMA_CELLS, Heatmap, _scale_panel, _tick_values
+from phase3_tracking.results.pictures import text_size
 from tests.phase3_tracking.made_up_tracks import boxes
 
 WIDTH, HEIGHT, FRAME_S = 640, 360, 0.1
@@ -89,6 +91,20 @@ def test_the_scale_is_below_the_picture_and_named():
     assert (panel[0] == 255).all()
     assert ((panel < 80).all(axis=2)).sum() > 300  # black text
     assert (panel != empty[HEIGHT:]).any()  # other numbers
+
+
+def test_the_scale_says_that_it_is_one_of_square_roots(monkeypatch):
+    """And it is one: a quarter of the most stands in the middle of the bar."""
+    middles: dict[str, float] = {}
+
+    def noted(image: np.ndarray, text: str, left: int, top: int, **style) -> None:
+        middles[text] = left + text_size(text, style["scale"])[0] / 2
+
+    monkeypatch.setattr(heatmap, "put_text", noted)
+    _scale_panel(WIDTH, 40.0)
+    assert list(middles) == [heatmap.UNIT, "0", "2", "10", "20", "40"]
+    assert middles["10"] == pytest.approx((middles["0"] + middles["40"]) / 2, abs=1)
+    assert "square-root scale" in heatmap.UNIT
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
 """The numbers of a report, and the lines that tell them."""
 
+import json
 import logging
+import math
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from phase3_tracking.results import run_report
 from phase3_tracking.stage_clock import StageClock
+from phase3_tracking.trackers.tracker_options import build_tracker
 
 
 def source(**changed) -> SimpleNamespace:
@@ -34,7 +38,7 @@ def counted(*classes: tuple[str, int]) -> dict:
     return {"statistics": {"unique_tracks": sum(n for _, n in classes), "classes": listed}}
 
 
-TRACKER = SimpleNamespace(dropped_detections=3)
+TRACKER = SimpleNamespace(dropped_detections=3, best_confidence=0.95, least_to_start=-math.inf)
 
 
 def report(one: SimpleNamespace, *, complete: bool = True, **changed) -> dict:
@@ -122,7 +126,56 @@ def test_nothing_found_is_told_with_what_to_do(caplog, names, expected):
     content = report(
         source(truncated=False, notes=[]),
         **{"tracks": 0, "class_counts": {}, "categories": dict(enumerate(names))},
+        **{"best_confidence": None, "settings": {}},
     )
     lines = told(content, caplog)
     at = lines.index("57 frames, 0 tracks")
     assert lines[at + 1] == f"Nothing was found. Lower --confidence? Looked for: {expected}"
+
+
+OCSORT_AT_041 = "--tracker ocsort --confidence 0.41"
+
+
+@pytest.mark.parametrize(
+    ("tracker", "confidence", "best", "start", "has", "ways"),
+    [
+        # 0.41 + 0.4 * 0.59 is 0.646, and 0.42 would be 0.652
+        ("cmcsort", 0.5, 0.65, "0.7", "0.65", "--confidence 0.41 or --tracker ocsort"),
+        ("bytetrack", 0.8, 0.419, "0.88", "0.41", "--confidence 0.03 or " + OCSORT_AT_041),
+        ("cmcsort", 0.5, 0.3, "0.7", "0.30", "--tracker ocsort --confidence 0.3"),
+    ],
+)
+def test_detections_that_start_no_track_are_told_with_what_changes_that(
+    caplog, tracker, confidence, best, start, has, ways
+):
+    built = build_tracker(tracker=tracker, confidence=confidence)
+    for number in range(5):
+        built.update(np.array([[number, 0, number + 30, 40, best, 1]]))
+    content = {
+        **run_report.of_video(source(truncated=False, notes=[]), None, clock(), complete=True),
+        **run_report.of_tracks(counted(), built),
+        **{"categories": {1: "car"}, "settings": {"tracker": tracker, "min_hits": 2}},
+    }
+    content["settings"]["confidence_threshold"] = confidence
+    json.dumps(content, allow_nan=False)
+    assert told(content, caplog)[1] == (
+        f"No track has started: at --confidence {confidence:g} {tracker} starts one from {start}, "
+        f"and the best detection has {has}. Try {ways}. Looked for: car"
+    )
+    for words in map(str.split, ways.split(" or ")):  # each does what it promises
+        given = dict(zip(words[::2], words[1::2], strict=True))
+        name = given.get("--tracker", tracker)
+        least = float(given.get("--confidence", confidence))
+        another = build_tracker(tracker=name, confidence=least)
+        for number in range(5):
+            tracks = another.update(np.array([[number, 0, number + 30, 40, best, 1]]))
+        assert len(tracks) == 1, words
+
+
+def test_tracks_that_are_never_confirmed_are_told(caplog):
+    nothing = {"tracks": 0, "class_counts": {}, "categories": {1: "car"}}
+    content = report(
+        source(truncated=False, notes=[]), **nothing, settings={"min_hits": 3}, best_confidence=0.9
+    )
+    expected = "No track has had the 3 detections it needs. Lower --min-hits? Looked for: car"
+    assert told(content, caplog)[2] == expected

@@ -1,5 +1,6 @@
 """The default tracker: every part on a scene made for it, and a floor of quality on real ones."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from phase3_tracking.evaluate_tracking import Comparison, score
 from phase3_tracking.object_tracker import BOX
 from phase3_tracking.trackers.cmcsort_tracker import CMCSORTTracker
 from phase3_tracking.trackers.track_smoothing import smooth
+from phase3_tracking.trackers.tracker_options import build_tracker, smallest_confidence
 
 MOT17 = Path(__file__).resolve().parents[4] / "shared" / "data" / "mot17_frcnn"
 needs_data = pytest.mark.skipif(not MOT17.is_dir(), reason="the shared MOT17 data is not here")
@@ -33,6 +35,35 @@ def test_a_weak_detection_continues_a_track_but_starts_none():
     tracker = CMCSORTTracker(coast_s=0)
     frames = [[box(0)], [box(1, score=0.2), box(99, score=0.2)], [box(2)]]
     assert run(tracker, *frames) == [[1], [1], [1]]
+
+
+@pytest.mark.parametrize(
+    ("score", "options", "found"),
+    [
+        (0.09, {}, False),
+        (0.1, {}, True),
+        (0.09, {"low_confidence": 0.05}, True),
+        (0.09, {"high_confidence": 0.09}, True),  # strong, so the limit of weak ones is not asked
+        (0.3, {"low_confidence": 0.4}, False),
+        (-1.0, {"low_confidence": -math.inf}, True),
+    ],
+)
+def test_the_weakest_detections_are_not_used(score, options, found):
+    tracker = CMCSORTTracker(coast_s=0, **options)
+    assert run(tracker, [box(0)], [box(1, score=score)]) == [[1], [1] if found else []]
+
+
+def test_the_default_is_given_what_the_command_line_gives():
+    rng = np.random.default_rng(0)
+    frames = [
+        np.array([box(60.0 * n + t, 10.0 * n, score=rng.uniform(0, 1)) for n in range(9)])
+        for t in range(60)
+    ]
+    by_class, by_options = CMCSORTTracker(), build_tracker(tracker="cmcsort", confidence=0.5)
+    least = smallest_confidence("cmcsort", 0.5)
+    for rows in frames:
+        tracks = by_options.update(rows[rows[:, 4] >= least])
+        np.testing.assert_array_equal(by_class.update(rows), tracks)
 
 
 @pytest.mark.parametrize(
