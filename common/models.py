@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN
 
 DEMO = "demo"
-ARCHITECTURES = (
-    DEMO,
-    "fasterrcnn_resnet50_fpn",
-    "fasterrcnn_resnet50_fpn_v2",
-    "fasterrcnn_mobilenet_v3_large_fpn",
-    "fasterrcnn_mobilenet_v3_large_320_fpn",
-)
-WEIGHTS = ("coco", "imagenet", "none")
 SIZES = {  # architecture -> (min_size, max_size): short side aimed at, long side never exceeded
     DEMO: (288, 512),
     "fasterrcnn_resnet50_fpn": (800, 1333),
@@ -39,6 +31,8 @@ SIZES = {  # architecture -> (min_size, max_size): short side aimed at, long sid
     "fasterrcnn_mobilenet_v3_large_fpn": (800, 1333),
     "fasterrcnn_mobilenet_v3_large_320_fpn": (320, 640),
 }
+ARCHITECTURES = tuple(SIZES)
+WEIGHTS = ("coco", "imagenet", "none")
 
 
 class Detections(NamedTuple):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from common.onnx_detector import OnnxDetector
 
 # (batch, height, width): sizes common in COCO, where other exporters resize one pixel off, odd
-# ones, very small and very long ones; and batches, each of which holds a black image
+# ones, very small and very long ones; and batches, each of which holds a dark image
 GATE_SHAPES = (
     (1, 480, 640),
     (1, 375, 500),
@@ -26,6 +26,9 @@ GATE_SHAPES = (
 # How far PyTorch is moved to see how sensitive a model is: in units of a normalised pixel, about
 # what two correct implementations of the resize differ by, and a thousandth of a grey level
 PIXEL_SHIFT = 1e-5
+# Grey levels of a dark image, noise: all regions of an evenly black one would score the same, and
+# which of them suppress which others would be decided by rounding alone.
+DARK_LEVELS = 8
 
 
 class Tolerance(NamedTuple):
@@ -147,7 +150,7 @@ def describe(parity: dict[str, Any]) -> str:
 
 def gate_batches(images: "Sequence[np.ndarray]") -> "list[list[np.ndarray]]":
     """Pictures of GATE_SHAPES, resized from `images` or made up without any; the last one of a
-    batch is black."""
+    batch is dark."""
     import cv2
     import numpy as np
 
@@ -162,6 +165,6 @@ def gate_batches(images: "Sequence[np.ndarray]") -> "list[list[np.ndarray]]":
                 picture = rng.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), np.uint8)
             pictures.append(cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC))
         if batch > 1:
-            pictures[-1] = np.zeros_like(pictures[-1])
+            pictures[-1] = rng.integers(0, DARK_LEVELS, (height, width, 3), np.uint8)
         batches.append(pictures)
     return batches
