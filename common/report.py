@@ -2,15 +2,16 @@
 
     python -m common.report                       # outputs/metrics/report.html and report.md
     python -m common.report --output /tmp/report  # elsewhere
+    python -m common.report --compare RUN_A RUN_B # comparison.html and comparison.md of two runs
 
 Reads outputs/metrics/*.json, outputs/videos/*.json and outputs/deployment/package_info.json. What
-has not been measured yet is left open, with the command that measures it.
+has not been measured yet is left open, with the command that measures it. A run to compare is an
+outputs folder, or the metrics folder in one (then without its videos).
 """
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,62 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python common/report.py` works too
 
 from common import artifacts, cli, paths
-
-Report = Mapping[str, Any]
+from common.reporting.inputs import METRICS as METRICS  # what a page is made of
+from common.reporting.inputs import Inputs, folders_of, read_inputs
 
 TITLE = "Detection and tracking report"
-METRICS = (
-    "training",
-    "profile",
-    "inference_benchmark",
-    "amp_comparison",
-    "tracking_eval",
-    "export",
-    "quantization",
-)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The reports there are, by name; a name that is absent has not been measured."""
-
-    metrics: Mapping[str, Report]
-    videos: Mapping[str, Report] = field(default_factory=dict)  # the newest first
-    package: Report | None = None
-
-    def all(self) -> dict[str, Report]:
-        package = {"package": self.package} if self.package else {}
-        return {**self.metrics, **self.videos, **package}
-
-
-def read_inputs() -> Inputs:
-    """Raises UserError when one of the files is no JSON."""
-    from common.reporting import tracking
-
-    metrics = {
-        name: artifacts.read_json(path)
-        for name in METRICS
-        if (path := paths.METRICS / f"{name}.json").is_file()
-    }
-    trained = artifacts.sidecar(paths.MODELS / paths.BEST_MODEL.name)
-    if "training" in metrics and trained.is_file():  # the model it made: is it still the one used?
-        digest = artifacts.read_json(trained).get("sha256")
-        metrics["training"]["inputs"] = {paths.BEST_MODEL.name: digest}
-    files = tracking.report_files(paths.VIDEOS)
-    videos = {path.stem: artifacts.read_json(path) for path in files}
-    tracked = {name: report for name, report in videos.items() if "frames_read" in report}
-    newest_first = sorted(tracked, key=lambda name: str(tracked[name].get("created")), reverse=True)
-    info = paths.DEPLOYMENT / "package_info.json"
-    return Inputs(
-        metrics,
-        {name: tracked[name] for name in newest_first},
-        artifacts.read_json(info) if info.is_file() else None,
-    )
 
 
 def build(inputs: Inputs) -> dict[str, Any]:
     """What both renderings show: `title`, `subtitle`, `notices`, `cards` and `sections`."""
-    from common.reporting import origin, results, speed, tracking
+    from common.reporting import data, deployment, detection, origin, results, speed, tracking
 
     get = inputs.metrics.get
     benchmark, evaluation = get("inference_benchmark"), get("tracking_eval")
@@ -89,13 +43,18 @@ def build(inputs: Inputs) -> dict[str, Any]:
         "notices": origin.notices(inputs.all()),
         "cards": [card for card in cards if card],
         "sections": [
-            results.training_section(get("training"), paths.METRICS),
+            data.section(get("data_report")),
+            results.training_section(get("training"), has_classes="evaluation" in inputs.metrics),
+            detection.section(get("evaluation"), paths.METRICS),
             speed.profile_section(get("profile")),
+            speed.memory_section(get("profile"), paths.METRICS),
             speed.speedup_section(benchmark),
             speed.batch_section(benchmark),
             speed.amp_section(get("amp_comparison")),
             tracking.section(evaluation, inputs.videos, paths.VIDEOS),
             results.formats_section(get("export"), get("quantization")),
+            deployment.runtimes_section(get("onnx_test")),
+            deployment.pruning_section(get("pruning")),
             results.package_section(paths.DEPLOYMENT, inputs.package),
             origin.section(inputs.all()),
         ],
@@ -116,7 +75,14 @@ def render_html(content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html.j2")
-    return template.render(**content, word_columns=blocks.WORD_COLUMNS, place=charts.plot)
+    return template.render(
+        **content,
+        word_columns=blocks.WORD_COLUMNS,
+        sentence_columns=blocks.SENTENCE_COLUMNS,
+        charts=tuple(charts.PLACES),
+        place=lambda chart: charts.PLACES[chart.kind](chart),
+        tint=charts.tint,
+    )
 
 
 def render_markdown(content: Mapping[str, Any]) -> str:
@@ -140,24 +106,71 @@ def render_markdown(content: Mapping[str, Any]) -> str:
 def write_report(output: Path) -> list[Path]:
     """Writes report.html and report.md into `output` and returns their paths."""
     content = build(read_inputs())
-    page, words = output / "report.html", output / "report.md"
-    artifacts.write_text(page, render_html(content))
-    artifacts.write_text(words, render_markdown(content))
+    written = _write(content, output, "report")
     missing = [section.title for section in content["sections"] if section.missing]
     if missing:
         cli.log.info("Not measured yet: %s", ", ".join(missing))
+    return written
+
+
+def build_comparison(first: Inputs, second: Inputs, names: Sequence[str]) -> dict[str, Any]:
+    """What `build` returns, of two runs; `names` are those of A and B."""
+    from common.reporting import compare, conditions
+
+    made, cards = compare.sections(first, second)
+    return {
+        "title": "Two runs compared",
+        "subtitle": f"A is {names[0]}, B is {names[1]}. {compare.READING}",
+        "notices": conditions.notices(first, second),
+        "cards": cards,
+        "sections": [*made, conditions.section(first, second)],
+    }
+
+
+def write_comparison(runs: Sequence[Path], output: Path) -> list[Path]:
+    """Writes comparison.html and comparison.md of two runs into `output` and returns their paths.
+
+    Raises:
+        UserError: one of the runs holds no results, or a damaged one.
+    """
+    first, second = (read_inputs(folders_of(run)) for run in runs)
+    content = build_comparison(first, second, [paths.display(run) for run in runs])
+    for notice in content["notices"]:
+        cli.log.warning("%s", notice)
+    return _write(content, output, "comparison")
+
+
+def _write(content: Mapping[str, Any], output: Path, name: str) -> list[Path]:
+    page, words = output / f"{name}.html", output / f"{name}.md"
+    artifacts.write_text(page, render_html(content))
+    artifacts.write_text(words, render_markdown(content))
     return [page, words]
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(__doc__)
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("RUN_A", "RUN_B"),
+        help="two outputs folders, or metrics folders, side by side",
+    )
     cli.add_common_arguments(parser, output=paths.METRICS, output_help="folder of the report")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return cli.run(lambda: cli.finished(write_report(args.output), None), args)
+
+    def work() -> None:
+        if args.compare:
+            saved = write_comparison(args.compare, args.output)
+        else:
+            saved = write_report(args.output)
+        cli.finished(saved, None)
+
+    return cli.run(work, args)
 
 
 if __name__ == "__main__":

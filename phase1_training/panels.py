@@ -26,7 +26,7 @@ from common import artifacts
 
 # Okabe and Ito (2008): told apart with every kind of colour vision; line styles differ as well.
 BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
-VERMILION, PURPLE, GREY = "#D55E00", "#CC79A7", "#777777"
+VERMILION, PURPLE, YELLOW, GREY = "#D55E00", "#CC79A7", "#F0E442", "#777777"
 FONTS = (  # the first has no Chinese, Japanese or Korean; the others are used where installed
     *("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR"),
     *("Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC"),

@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from common import detection_matching
 from common.coco import CocoSplit, ImageRecord, read_image
-from common.evaluation import box_iou
+from common.error_analysis import CONFIDENCE
 from common.models import Detections
 from phase1_training.panels import (
     BLUE,
@@ -22,6 +23,7 @@ from phase1_training.panels import (
     PURPLE,
     SKY,
     VERMILION,
+    YELLOW,
     draw_box,
     new_figure,
     panels,
@@ -32,10 +34,9 @@ from phase1_training.panels import (
 if TYPE_CHECKING:
     import torch
 
-CLASS_COLORS = (ORANGE, SKY, GREEN, "#F0E442", PURPLE, VERMILION, BLUE)
+CLASS_COLORS = (ORANGE, SKY, GREEN, YELLOW, PURPLE, VERMILION, BLUE)
 MARKED_EPOCHS = 40  # more markers than this would run into each other
 GRID_IMAGES = 8
-SHOWN_SCORE, MATCH_IOU = 0.5, 0.5
 MAX_LABELS = 30  # of one panel: more would hide the picture
 CLASSES_SHOWN = 30
 VERDICT_STYLES = {True: (GREEN, "-"), False: (VERMILION, "--"), None: (GREY, ":")}
@@ -154,15 +155,15 @@ def predictions_grid(split: CocoSplit, detections: Sequence[Detections], path: P
     """Evenly chosen validation images, each twice: ground truth on the left, found or missed, and
     confident predictions on the right, right or wrong.
 
-    A prediction is right when a box of its class that no better prediction has taken overlaps it
-    with an IoU of MATCH_IOU or more. Crowd regions are dotted, and predictions inside are neither.
+    See `detection_matching.match` for what is right. Crowd regions are dotted, and predictions
+    inside are neither.
     """
     count = min(GRID_IMAGES, len(split.records))
     chosen = np.linspace(0, len(split.records) - 1, count).round().astype(int)
     sizes = [(split.records[i].height, split.records[i].width) for i in chosen for _ in range(2)]
     title = (
         "Left, ground truth: found (blue), missed (red, dashed). "
-        f"Right, predictions scoring at least {SHOWN_SCORE}: right (green), wrong (red, dashed)."
+        f"Right, predictions scoring at least {CONFIDENCE}: right (green), wrong (red, dashed)."
     )
     with panels(path, sizes, title) as axes:
         for index, truth, predicted in zip(chosen, axes[::2], axes[1::2], strict=True):
@@ -174,47 +175,25 @@ def _draw_pair(
 ) -> None:
     picture = read_image(record.path, (record.width, record.height))
     size = (record.height, record.width)
-    confident = (found.scores >= SHOWN_SCORE) & np.isfinite(found.boxes_xyxy).all(axis=1)
+    found = detection_matching.finite(found)
+    confident = found.scores >= CONFIDENCE
     found = Detections(*(values[confident] for values in found))
-    is_found, verdicts = _judged(record, found)
+    matched = detection_matching.match(record, found)
     for axis in (truth, predicted):
         show(axis, picture, size)
     for i, box in enumerate(record.boxes_xyxy):
-        color, style = (SKY, "-") if is_found[i] else (VERMILION, "--")
+        color, style = (SKY, "-") if i in matched.partner else (VERMILION, "--")
         if record.is_crowd[i]:
             color, style = GREY, ":"
         name = short(split.class_names[record.labels[i] - 1]) if i < MAX_LABELS else ""
         draw_box(truth, box, color, style, name, size)
     for i, box in enumerate(found.boxes_xyxy):
-        color, style = VERDICT_STYLES[verdicts[i]]
+        verdict = None if matched.is_ignored[i] else bool(matched.partner[i] >= 0)
+        color, style = VERDICT_STYLES[verdict]
         name = f"{short(split.class_names[found.labels[i] - 1], 19)} {found.scores[i]:.2f}"
         draw_box(predicted, box, color, style, name if i < MAX_LABELS else "", size)
     truth.set_title(short(record.path.name, 40), fontsize=8, parse_math=False)
     predicted.set_title(f"{len(found.scores)} predicted", fontsize=8)
-
-
-def _judged(record: ImageRecord, found: Detections) -> tuple[np.ndarray, list[bool | None]]:
-    """Which boxes of the ground truth are found, and of each prediction whether it is right, or
-    None when it lies in a crowd region."""
-    overlap = box_iou(found.boxes_xyxy, record.boxes_xyxy)
-    overlap[found.labels[:, None] != record.labels] = 0
-    is_found = np.zeros(len(record.labels), bool)
-    verdicts: list[bool | None] = [False] * len(found.labels)
-    for i in np.argsort(-found.scores, kind="stable"):
-        box, label = found.boxes_xyxy[i], found.labels[i]
-        free = np.where(is_found | record.is_crowd, 0, overlap[i])
-        if free.max(initial=0) >= MATCH_IOU:
-            is_found[free.argmax()] = verdicts[i] = True
-        elif _inside(box, record.boxes_xyxy[record.is_crowd & (record.labels == label)]):
-            verdicts[i] = None
-    return is_found, verdicts
-
-
-def _inside(box: np.ndarray, regions: np.ndarray) -> bool:
-    """Whether at least MATCH_IOU of the box lies in one of the regions."""
-    sides = np.minimum(box[2:], regions[:, 2:]) - np.maximum(box[:2], regions[:, :2])
-    area = (box[2:] - box[:2]).prod()
-    return bool((sides.clip(0).prod(axis=1) >= MATCH_IOU * area).any())
 
 
 def training_batch(

@@ -8,6 +8,7 @@ from common import artifacts, coco, models, paths
 from common.cli import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torchvision.models.detection import FasterRCNN
 
     from phase1_training.distributed import Ranks
@@ -71,6 +72,20 @@ def report(
         "training_s": seconds,
         "images_per_s": images / seconds if seconds else None,
         "peak_memory_mib": peak_memory_mib,
+    }
+
+
+def evaluation_head(run: Run, settings: dict[str, Any], device: "torch.device") -> dict[str, Any]:
+    """The first keys of evaluation.json: of best_model.pth, which has just been written."""
+    best = run.output / "best_model.pth"
+    return {
+        **artifacts.provenance("evaluation", str(device)),
+        "inputs": {
+            paths.display(best): artifacts.read_json(artifacts.sidecar(best))["sha256"],
+            paths.display(run.val.annotation_file): settings[VAL_DIGEST],
+        },
+        "architecture": run.architecture,
+        "split": "val",
     }
 
 

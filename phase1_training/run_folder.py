@@ -23,6 +23,7 @@ CHECKPOINTS = ("last.pth", "last.previous.pth", "best_model.pth", "trained_model
 METRICS = (
     *("training.json", "training_log.csv", "training_curves.png", "training_batch.png"),
     *("val_predictions.png", "per_class_ap.png", "bad_batch_epoch*_step*.pth"),
+    *("evaluation.json", "worst_misses.png"),
 )
 
 

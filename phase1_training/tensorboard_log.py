@@ -50,7 +50,7 @@ class TensorBoardLog:
                 for replaced in folder.glob(EVENT_FILES):
                     replaced.unlink()
             self._writer = SummaryWriter(str(folder), purge_step=steps_done + 1)
-        except OSError as error:
+        except (OSError, UnicodeEncodeError) as error:  # also of a folder whose name is no UTF-8
             log.warning("No TensorBoard log: %s", error)
 
     def __enter__(self) -> "TensorBoardLog":
@@ -61,6 +61,8 @@ class TensorBoardLog:
 
     def settings(self, recipe: Mapping[str, Any]) -> None:
         """The recipe as text and as hyperparameters; once, at the start of a run."""
+        if self._writer is None:
+            return
         from torch.utils.tensorboard.summary import hparams
 
         values = {

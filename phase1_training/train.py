@@ -179,7 +179,8 @@ def _tell_result(args: argparse.Namespace, run: Run, report: dict) -> None:
             "The model finds next to nothing. Look at training_batch.png and the losses, train for "
             "more epochs, or change --lr; README_PHASE1.md has a table of causes"
         )
-    names = ("training.json", "training_curves.png", "per_class_ap.png", "val_predictions.png")
+    names = ["training.json", "training_curves.png", "per_class_ap.png", "val_predictions.png"]
+    names += ["evaluation.json", "worst_misses.png"]
     saved = [run.output / "best_model.pth", *(run.metrics / name for name in names)]
     saved = [path for path in saved if path.exists()]  # killed before a picture: not drawn again
     words = ["python", "phase2_optimization/benchmark_inference.py"]

@@ -19,7 +19,7 @@ from common import artifacts, cli, environment, models, timing
 from common.cli import UserError, log
 from common.coco import CocoSplit
 from common.stop_signal import StopSignal
-from phase1_training import memory, nonfinite, plots, run_files, run_folder
+from phase1_training import evaluation_files, memory, nonfinite, plots, run_files, run_folder
 from phase1_training.batch_plan import distinct_shapes
 from phase1_training.distributed import Ranks
 from phase1_training.engine import EpochResult, Trainer
@@ -85,11 +85,24 @@ def train(
             stop.raise_received()  # a signal to every process ended the loaders, too
             raise
         except RuntimeError as error:
-            if not timing.is_out_of_memory(error):
+            told = _told(error, device)
+            if told is None:
                 raise
-            what = f"out of memory between two batches ({str(error).splitlines()[0]:.100})"
-            remedy = "lower --batch-size or --max-size, or use --optimizer sgd, then --resume"
-            raise UserError(f"--device {device}", what, remedy) from error
+            raise told from error
+
+
+def _told(error: RuntimeError, device: torch.device) -> UserError | None:
+    """What a person can do about a device that is full or has failed; None of a bug."""
+    reason = f"({str(error).partition(chr(10))[0]:.100})"
+    if timing.is_out_of_memory(error):
+        remedy = "lower --batch-size or --max-size, or use --optimizer sgd, then --resume"
+        return UserError(
+            f"--device {device}", f"out of memory between two batches {reason}", remedy
+        )
+    if "CUDA error" in str(error):  # a GPU that was lost, or an assertion on it
+        remedy = "continue with --resume; where it fails again, CUDA_LAUNCH_BLOCKING=1 tells where"
+        return UserError(f"--device {device}", f"has failed {reason}", remedy)
+    return None
 
 
 def fitting_batch_size(run: Run, recipe: Recipe, ranks: Ranks, *, resume: bool) -> int:
@@ -270,6 +283,8 @@ class _Session:
             plots.predictions_grid(self.run.val, val.detections, path)
             self.board.picture("validation predictions", path, steps)
             plots.per_class_ap(self.run.val, val.scores["per_class"], metrics / "per_class_ap.png")
+            head = run_files.evaluation_head(self.run, self.settings, self.trainer.device)
+            evaluation_files.write(metrics, head, self.run.val, val.scores, val.detections)
 
     def _after_step(self, losses: Mapping[str, torch.Tensor]) -> None:
         """Saves when it is time or a signal asks for it; all ranks do so after the same step."""

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from common import artifacts
+from common.reporting.charts import pareto_front
 
 # Okabe & Ito (2008): told apart with every kind of colour vision
 GAIN, LOSS, TOTAL, INVALID = "#0072B2", "#D55E00", "#000000", "#999999"
@@ -190,15 +191,6 @@ def draw_pareto(axis: Axes, rows: Sequence[Row], images: int) -> None:
     has_invalid = any(row["status"] != "ok" for _, _, row in points)
     _legend_below(axis, [best, invalid] if has_invalid else [best], 2)
     axis.grid(alpha=0.3)
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those of (speed, accuracy) that no other is at least as good as in both, slowest first."""
-    front: list[tuple[float, float]] = []
-    for point in sorted(set(points), reverse=True):
-        if not front or point[1] > front[-1][1]:
-            front.append(point)
-    return front[::-1]
 
 
 def _draw_throughput(axis: Axes, rows: Sequence[Row]) -> None:

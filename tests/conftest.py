@@ -21,6 +21,8 @@ os.environ["OUTPUTS_DIR"] = tempfile.mkdtemp(prefix="outputs-of-tests-")
 settings.register_profile("project", deadline=None)  # a busy machine is no failure
 settings.load_profile("project")
 
+pytest_plugins = ["tests.faults.fault_table"]
+
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 
 

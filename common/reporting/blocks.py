@@ -12,29 +12,41 @@ from typing import Any
 NOTHING = "–"  # where a value was not measured
 # Columns of words: the others hold numbers and stand to the right.
 WORD_COLUMNS = frozenset(
-    ("", "File", "Status", "Verdict", "sha256", "Command", "Objects by class", "Device", "Packages")
+    (
+        *("", "File", "Status", "Verdict", "sha256", "Command", "Objects by class", "Device"),
+        *("Packages", "Stage", "Reason", "Image", "Truth", "Predicted", "Difference", "Found"),
+        *("Split", "Provider", "Version", "Run"),
+    )
 )
+SENTENCE_COLUMNS = frozenset(("Reason", "Command", "Packages"))  # kept wide on a narrow page
 
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` have one text per column; the first column names the row."""
+    """`rows` have one text per column; the first column names the row.
+
+    `shades` colours cells: from 0 to 1 the deeper the better, from 0 to -1 the deeper the worse;
+    the text alone says the same.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    shades: tuple[tuple[float, ...], ...] = ()
     kind: str = "table"
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar; `low` and `high` are the ends of its 95% interval, if it has one."""
+    """One bar from `start` to `value`; `low` and `high` are the ends of its 95% interval, if it has
+    one."""
 
     label: str
     value: float
     text: str
     low: float | None = None
     high: float | None = None
-    state: str = ""  # "baseline" and "invalid" look different
+    state: str = ""  # "baseline", "loss" and "invalid" look different
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,19 +60,41 @@ class Bars:
 
     @property
     def scale(self) -> float:
-        values = [bar.high if bar.high is not None else bar.value for bar in self.bars]
-        return max([*values, self.reference or 0.0, 1e-9])
+        ends = [end for bar in self.bars for end in (bar.start, bar.value, bar.high or 0.0)]
+        return max([*ends, self.reference or 0.0, 1e-9])
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Series over a few values of x, which are drawn at equal distances."""
+    """Series over x: a few values at equal distances, or, if `is_scale`, a scale from 0."""
 
     title: str
     x_label: str
     series: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
     y_max: float | None = None
+    is_scale: bool = False
     kind: str = "lines"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing in a scatter chart."""
+
+    label: str
+    x: float
+    y: float
+    is_valid: bool = True
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Numbered points; of the valid ones those that no other beats in both are joined."""
+
+    title: str
+    x_label: str
+    y_label: str
+    points: tuple[Point, ...]
+    kind: str = "scatter"
 
 
 @dataclass(frozen=True)
@@ -69,6 +103,7 @@ class Pictures:
 
     sources: tuple[str, ...]
     caption: str
+    is_wide: bool = False  # a chart whose words would be too small on a phone: it scrolls there
     kind: str = "pictures"
 
 
@@ -80,7 +115,7 @@ class Note:
     kind: str = "note"
 
 
-Block = Table | Bars | Lines | Pictures | Note
+Block = Table | Bars | Lines | Scatter | Pictures | Note
 
 
 @dataclass(frozen=True)
@@ -102,10 +137,10 @@ class Card:
     note: str
 
 
-def pictures(sources: Sequence[str | None], caption: str) -> list[Block]:
+def pictures(sources: Sequence[str | None], caption: str, *, is_wide: bool = False) -> list[Block]:
     """The pictures that could be read, with a caption that is their alternative text, too."""
     found = tuple(source for source in sources if source)
-    return [Pictures(found, caption)] if found else []
+    return [Pictures(found, caption, is_wide)] if found else []
 
 
 # --- reading values that may be absent --------------------------------------------------------
@@ -177,9 +212,9 @@ def map_change(found: Any, reference: Any) -> str:
 
 
 def escape_markdown(words: str) -> str:
-    """Text that shows as it is: no HTML, no formula, no second table cell."""
+    """Text that shows as it is: no HTML, no formula, no link, no second table cell."""
     escaped = " ".join(words.split()).replace("&", "&amp;").replace("<", "&lt;")
-    for character in "\\|$*`":
+    for character in "\\|$*`[":
         escaped = escaped.replace(character, "\\" + character)
     return escaped
 
@@ -194,7 +229,7 @@ def markdown(section: Section) -> str:
             parts.append(_markdown_table(block))
         elif isinstance(block, Note):
             parts.append(escape_markdown(block.text))
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
 
 
 def _markdown_table(table: Table) -> str:

@@ -1,12 +1,14 @@
 """Where the lines of a chart run, and pictures and video frames as data URIs."""
 
 import base64
+import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from common.reporting.blocks import Lines
+from common.reporting.blocks import Lines, Scatter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,12 +40,25 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Dot:
+    """One point of a scatter chart, with where its number stands."""
+
+    name: str
+    number: int
+    x: float
+    y: float
+    number_y: float
+    is_valid: bool
+
+
+@dataclass(frozen=True)
 class Plot:
-    """What the template draws as SVG: (position, label) of the ticks, and the curves."""
+    """What the template draws as SVG: (position, label) of the ticks, the curves and the dots."""
 
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
     curves: tuple[Curve, ...]
+    dots: tuple[Dot, ...] = ()
     left: float = LEFT
     right: float = WIDTH - RIGHT
     bottom: float = HEIGHT - BOTTOM
@@ -51,24 +66,70 @@ class Plot:
     height: float = HEIGHT
 
 
-def plot(chart: Lines) -> Plot:
-    """Places a chart: values of x at equal distances, y from 0 to a round number."""
-    xs = sorted({x for _, points in chart.series for x, _ in points})
-    largest = chart.y_max or max(y for _, points in chart.series for _, y in points)
+@dataclass(frozen=True)
+class Scale:
+    """From `low`, in `steps` steps of `step`."""
+
+    low: float
+    step: float
+    steps: int
+
+    @property
+    def ticks(self) -> tuple[float, ...]:
+        return tuple(self.low + i * self.step for i in range(self.steps + 1))
+
+    def share(self, value: float) -> float:
+        return (value - self.low) / (self.step * self.steps)
+
+
+def scale_from_zero(largest: float) -> Scale:
     step = nice_step(largest)
-    steps = math.ceil(largest / step - 1e-9)
+    return Scale(0.0, step, max(1, math.ceil(largest / step - 1e-9)))
+
+
+def scale_around(values: Sequence[float], least_span: float) -> Scale:
+    """Round numbers around values of 0 or more, no closer than `least_span`, so that what differs
+    by almost nothing looks like it."""
+    low, high = min(values), max(values)
+    room = max(0.0, least_span - (high - low)) / 2
+    low, high = max(0.0, low - room), high + room
+    step = nice_step(high - low)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return Scale(first * step, step, max(1, last - first))
+
+
+def _x_at(share: float) -> float:
+    return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+
+
+def _y_at(share: float) -> float:
+    return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def plot(chart: Lines) -> Plot:
+    """Places a chart: y from 0 to a round number."""
+    xs = sorted({x for _, points in chart.series for x, _ in points})
+    vertical = scale_from_zero(
+        chart.y_max or max(y for _, points in chart.series for _, y in points)
+    )
+    ticks: Sequence[float]
+    if chart.is_scale:
+        horizontal = scale_from_zero(xs[-1])
+        ticks = horizontal.ticks
+    else:
+        ticks = xs[:: math.ceil(len(xs) / MAX_X_TICKS)]
 
     def x_at(x: float) -> float:
-        share = xs.index(x) / (len(xs) - 1) if len(xs) > 1 else 0.5
-        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+        if chart.is_scale:
+            return _x_at(horizontal.share(x))
+        return _x_at(xs.index(x) / (len(xs) - 1) if len(xs) > 1 else 0.5)
 
     def y_at(y: float) -> float:
-        return round(HEIGHT - BOTTOM - y / (step * steps) * (HEIGHT - TOP - BOTTOM), 1)
+        return _y_at(vertical.share(y))
 
-    every = math.ceil(len(xs) / MAX_X_TICKS)
     return Plot(
-        x_ticks=tuple((x_at(x), f"{x:g}") for x in xs[::every]),
-        y_ticks=tuple((y_at(i * step), f"{i * step:g}") for i in range(steps + 1)),
+        x_ticks=tuple((x_at(x), f"{x:g}") for x in ticks),
+        y_ticks=tuple((y_at(y), f"{y:g}") for y in vertical.ticks),
         curves=tuple(
             Curve(
                 name,
@@ -79,6 +140,53 @@ def plot(chart: Lines) -> Plot:
             for index, (name, points) in enumerate(chart.series)
         ),
     )
+
+
+def scatter(chart: Scatter, least_span: float = 0.02) -> Plot:
+    """Places a chart: x from 0, y around the values, numbers above and below the points by turns.
+
+    Args:
+        least_span: of y; 0.02 of mAP is what a speed-up may cost.
+    """
+    ordered = sorted(chart.points, key=lambda point: point.x)
+    horizontal = scale_from_zero(ordered[-1].x)
+    vertical = scale_around([point.y for point in ordered], least_span)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return _x_at(horizontal.share(x)), _y_at(vertical.share(y))
+
+    dots = []
+    for number, point in enumerate(ordered, start=1):
+        x, y = place(point.x, point.y)
+        number_y = round(y - 9 if number % 2 else y + 19, 1)
+        dots.append(Dot(point.label, number, x, y, number_y, point.is_valid))
+    front = pareto_front([(point.x, point.y) for point in ordered if point.is_valid])
+    steps = [corner for a, b in itertools.pairwise(front) for corner in (a, (a[0], b[1]))]
+    line = tuple(place(x, y) for x, y in [*steps, *front[-1:]])
+    return Plot(
+        x_ticks=tuple((_x_at(horizontal.share(x)), f"{x:g}") for x in horizontal.ticks),
+        y_ticks=tuple((_y_at(vertical.share(y)), f"{y:.4g}") for y in vertical.ticks),
+        curves=(Curve("", "#777777", "", line),),
+        dots=tuple(dots),
+    )
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of (speed, accuracy) that no other is at least as good as in both, slowest first."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(set(points), reverse=True):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front[::-1]
+
+
+PLACES: dict[str, Callable[[Any], Plot]] = {"lines": plot, "scatter": scatter}  # by block.kind
+
+
+def tint(shade: float) -> str:
+    """The background of a cell, pale enough for black words: blue the better, orange the worse."""
+    red, green, blue = (0, 114, 178) if shade > 0 else (213, 94, 0)
+    return f"rgba({red},{green},{blue},{0.08 + 0.42 * min(1.0, abs(shade)):.2f})"
 
 
 # --- pictures ---------------------------------------------------------------------------------

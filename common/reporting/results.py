@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.reporting import charts
 from common.reporting.blocks import (
     NOTHING,
     Block,
@@ -19,7 +18,6 @@ from common.reporting.blocks import (
     listed,
     number,
     percent,
-    pictures,
     text,
 )
 
@@ -45,7 +43,8 @@ def training_card(report: Report | None) -> Card | None:
     )
 
 
-def training_section(report: Report | None, metrics: Path) -> Section:
+def training_section(report: Report | None, *, has_classes: bool) -> Section:
+    """`has_classes`: another section tells of the classes."""
     title = "What was trained"
     reading = (
         "The training loss should fall and the validation mAP should rise and level off; an mAP "
@@ -58,14 +57,9 @@ def training_section(report: Report | None, metrics: Path) -> Section:
     blocks: list[Block] = [_training_facts(report, epochs)]
     blocks += _curves(epochs)
     per_class = dig(report, "best", "per_class")
-    if isinstance(per_class, Mapping) and per_class:
+    if isinstance(per_class, Mapping) and per_class and not has_classes:
         rows = tuple((text(name), number(value, 3)) for name, value in per_class.items())
         blocks.append(Table(("Class", "AP over IoU 0.50 to 0.95"), rows))
-    if (predictions := metrics / "val_predictions.png").is_file():
-        blocks += pictures(
-            [charts.picture(predictions)],
-            "Validation images: dashed blue is the ground truth, solid orange what was found.",
-        )
     return Section(title, reading, blocks)
 
 
@@ -102,9 +96,9 @@ def _curves(epochs: Sequence[Report]) -> list[Lines]:
         )
 
     scores = (("IoU 0.50", points("val", "map_50")), ("IoU 0.50 to 0.95", points("val", "map")))
-    losses = (("total", points("train_loss")),)
+    losses = (("training", points("train_loss")), ("validation", points("val", "loss")))
     curves = [
-        Lines("Training loss", "epoch", losses),
+        Lines("Loss", "epoch", losses if losses[1][1] else losses[:1]),
         Lines("Validation mAP", "epoch", scores, y_max=1.0),
     ]
     return [chart for chart in curves if all(line for _, line in chart.series)]
@@ -135,14 +129,14 @@ def formats_section(export: Report | None, quantization: Report | None) -> Secti
             number(dig(row, "map"), 4),
             percent(dig(row, "parity", "matched"), 1),
             number(dig(row, "parity", "max_box_error_px"), 3),
-            Path(text(dig(row, "file"))).name,
             text(dig(row, "status")).split(":")[0],
+            Path(text(dig(row, "file"))).name,
         )
         for name, row in formats.items()
     )
     columns = (
         *("Format", "Size MiB", "p50 ms", "Images/s", "Speed-up (95%)", "mAP"),
-        *("Same boxes", "Largest shift px", "File", "Status"),
+        *("Same boxes", "Largest shift px", "Status", "File"),
     )
     blocks: list[Block] = [Table(columns, rows)]
     reasons = {name: text(row.get("status")) for name, row in formats.items()}
@@ -187,8 +181,9 @@ def package_card(folder: Path, info: Report | None) -> Card | None:
 def package_section(folder: Path, info: Report | None) -> Section:
     title = "The package"
     reading = (
-        "What to copy to another machine, whose detect.py runs without this project. Its files "
-        "are whole if sha256sum prints the same sums there."
+        "What to copy to another machine, whose detect.py runs without this project. There, "
+        "python detect.py --verify checks every file against these sums, and the boxes in a known "
+        "picture."
     )
     files = package_files(info)
     if not files:

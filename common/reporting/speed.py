@@ -1,8 +1,10 @@
 """The sections about time: where it goes, what each speed-up buys and costs, batch size, AMP."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from common.reporting import charts
 from common.reporting.blocks import (
     NOTHING,
     Bar,
@@ -11,6 +13,8 @@ from common.reporting.blocks import (
     Card,
     Lines,
     Note,
+    Point,
+    Scatter,
     Section,
     Table,
     dig,
@@ -20,6 +24,7 @@ from common.reporting.blocks import (
     map_change,
     number,
     percent,
+    pictures,
     text,
 )
 
@@ -58,6 +63,26 @@ def profile_section(report: Report | None) -> Section:
     sentences = advice if isinstance(advice, list) else [advice]
     blocks += [Note(f"Advice: {words}") for words in sentences if isinstance(words, str)]
     return Section(title, reading, blocks)
+
+
+def memory_section(report: Report | None, metrics: Path) -> Section:
+    """`report` is profile.json, with its picture in `metrics`."""
+    title = "Memory in the course of a step"
+    reading = (
+        "Whoever runs out of memory has to shorten the peak: a smaller batch lowers all of it, "
+        "half precision most of the forward pass, and recomputing what the backward pass needs "
+        "trades time for it."
+    )
+    told = dig(report, "memory")
+    if not isinstance(told, Mapping) or not told:
+        return Section(title, reading, missing=PROFILE_COMMAND)
+    rows = tuple(
+        (text(name), number(dig(step, "peak_mib"), 1), text(dig(step, "peak_stage")))
+        for name, step in told.items()
+    )
+    caption = "Memory over one step of each kind; the bands are its stages, the mark is the peak."
+    shown = pictures([charts.picture(metrics / "profile_memory.png")], caption, is_wide=True)
+    return Section(title, reading, [Table(("Step", "Peak MiB", "Stage"), rows), *shown])
 
 
 # --- inference benchmark ----------------------------------------------------------------------
@@ -179,36 +204,55 @@ COST_COLUMNS = (
 )
 
 
-def _speed_bar(row: Row, baseline: Row | None) -> Bar:
-    state = "baseline" if row is baseline else ("" if row.get("status") == "ok" else "invalid")
-    return Bar(
-        text(row.get("variant")),
-        finite(dig(row, "speedup", "ratio")) or 0.0,
-        f"{number(dig(row, 'speedup', 'ratio'))}x" + (" (invalid)" if state == "invalid" else ""),
-        finite(dig(row, "speedup", "ci95", 0)),
-        finite(dig(row, "speedup", "ci95", 1)),
-        state,
+def waterfall(rows: Sequence[Row], baseline: Row | None) -> tuple[Bar, ...]:
+    """Times as fast as the baseline: a bar begins where that of the rung it adds to ends."""
+    ratios = {text(row.get("variant")): finite(dig(row, "speedup", "ratio")) for row in rows}
+    bars = []
+    for row in rows:
+        name = text(row.get("variant"))
+        if (end := ratios[name]) is None:
+            continue
+        start = ratios.get(text(dig(row, "step", "over"))) or 0.0
+        is_valid = row.get("status") == "ok"
+        state = "loss" if end < start else ""
+        state = "baseline" if row is baseline else (state if is_valid else "invalid")
+        words = f"{number(end)}x" + ("" if is_valid else " (invalid)")
+        low, high = (finite(dig(row, "speedup", "ci95", bound)) for bound in (0, 1))
+        bars.append(Bar(name, end, words, low, high, state, start))
+    return tuple(bars)
+
+
+def pareto(rows: Sequence[Row], title: str) -> list[Block]:
+    """Speed against accuracy, where both were measured of two variants or more."""
+    points = tuple(
+        Point(text(row.get("variant")), speed, accuracy, row.get("status") == "ok")
+        for row in rows
+        if (speed := finite(dig(row, "throughput_img_s"))) is not None
+        and (accuracy := finite(dig(row, "map"))) is not None
     )
+    return [Scatter(title, "images per second", "mAP", points)] if len(points) > 1 else []
 
 
 def speedup_section(report: Report | None) -> Section:
     title = "What each speed-up buys and costs"
     reading = (
-        "A bar right of the line at 1 is faster than the plain FP32 model, and the thin mark is "
-        "the 95% interval: where it touches the line, no difference was shown. The verdict asks "
-        "for more: the interval must lie further from 1 than two runs of the same model differ. "
-        "The cost stands in the table: how far mAP moved and what share of the boxes stayed the "
-        "same."
+        "A bar begins where the technique it adds to ends: blue is what it gains, orange what it "
+        "loses. What ends right of the line at 1 is faster than the plain FP32 model; the thin "
+        "mark is the 95% interval: where it touches the line, no difference was shown. The verdict "
+        "asks for more: the interval must lie further from 1 than two runs of the same model "
+        "differ. The cost: how far mAP moved and what share of the boxes stayed the same. In the "
+        "chart of both the line joins those that no other beats in speed and mAP."
     )
     if report is None or not measured(report):
         return Section(title, reading, missing=BENCHMARK_COMMAND)
     batch_size = shown_batch_size(report)
     rows = [row for row in rows_of(report) if row.get("batch_size") == batch_size]
     baseline = baseline_of(report, batch_size)
-    bars = tuple(_speed_bar(row, baseline) for row in rows if dig(row, "speedup"))
+    bars = waterfall(rows, baseline)
     blocks: list[Block] = []
     if bars:
         blocks.append(Bars(f"Speed-up at batch size {batch_size}", bars, reference=1.0))
+    blocks += pareto(rows, f"mAP over images per second, batch size {batch_size}")
     gains = (_gain(row, above, baseline) for above, row in zip([None, *rows], rows, strict=False))
     blocks.append(Table(GAIN_COLUMNS, tuple(gains)))
     blocks.append(Table(COST_COLUMNS, tuple(_cost(row, baseline) for row in rows)))

@@ -19,7 +19,7 @@ import torch
 
 from common import models, paths
 from common.models import build_model, freeze_norms, load_model, save_model
-from phase1_training import check_data, make_demo_data, setup_model, train
+from phase1_training import check_data, evaluate_detector, make_demo_data, setup_model, train
 from tests.coco_data import write_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ INLINE = re.findall(r"`([^`]+)`", PROSE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
 SCRIPTS = {
     f"phase1_training/{module.__name__.rsplit('.', 1)[1]}.py": module
-    for module in (make_demo_data, check_data, setup_model, train)
+    for module in (make_demo_data, check_data, setup_model, train, evaluate_detector)
 }
 OTHER_FLAGS = {"--nproc_per_node", "--logdir"}  # torchrun's and TensorBoard's
 SMALL = ["--min-size", "64", "--max-size", "96"]

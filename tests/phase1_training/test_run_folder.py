@@ -54,6 +54,7 @@ def pause_in_the_examination(folder: Path) -> None:
 # --- one run at a time ------------------------------------------------------------------------
 
 
+@pytest.mark.fault("C-09")
 def test_of_two_runs_started_together_one_is_whole_and_one_refused(
     straight, shapes, tmp_path, capsys
 ):
@@ -108,6 +109,7 @@ def hold_with_a_child_and_wait(folder: Path) -> None:
         time.sleep(60)
 
 
+@pytest.mark.fault("C-09")
 def test_a_killed_owner_leaves_no_lock_behind(tmp_path):
     owner = CONTEXT.Process(target=hold_with_a_child_and_wait, args=(tmp_path,))
     owner.start()
@@ -160,6 +162,7 @@ def test_a_disk_without_locks_is_told_and_trained_on(tmp_path, monkeypatch, capl
 # --- replacing a run --------------------------------------------------------------------------
 
 
+@pytest.mark.fault("P1-49")
 def test_an_existing_run_is_neither_replaced_nor_touched(finished, shapes, capsys):
     before = checksums(finished)
     assert run_training(shapes, finished, "--epochs", 1) == 2

@@ -161,6 +161,7 @@ def picture(tmp_path):
     return tmp_path / "picture.png"
 
 
+@pytest.mark.fault("C-08")
 def test_without_tensorboard_one_line_is_logged(tmp_path, picture, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with caplog.at_level(logging.INFO, logger="detection"):
