@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 from common import paths
 from common.addresses import text_without_secrets, word_without_secrets
 from common.errors import UserError as UserError  # part of what a script needs
+from common.errors import shortage
 
 EXIT_OK, EXIT_BUG, EXIT_USER_ERROR = 0, 1, 2
 PROGRESS_INTERVAL_S = 10.0  # between plain progress lines when there is no terminal
@@ -58,6 +59,13 @@ class ArgumentParser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             what, remedy = unknown_choice(value, action.choices)
             raise argparse.ArgumentError(action, f"{what} – {remedy}")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # `script --help | head`
+            _discard_stdout()
+        super().exit(status, message)
 
     def error(self, message: str) -> NoReturn:
         told = text_without_secrets(message.removeprefix("argument "))
@@ -113,10 +121,7 @@ def run(work: Callable[[], int | None], args: argparse.Namespace) -> int:
     try:
         return work() or EXIT_OK
     except UserError as error:
-        if args.debug:
-            traceback.print_exc()
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_USER_ERROR
+        return _tell(error, args)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 128 + signal.SIGINT
@@ -124,11 +129,21 @@ def run(work: Callable[[], int | None], args: argparse.Namespace) -> int:
         sys.stderr.write("terminated\n")
         return 128 + signal.SIGTERM
     except Exception as error:  # noqa: BLE001 - the last place that can turn a bug into one line
+        lacking = shortage(error)
+        if lacking is not None:
+            return _tell(lacking, args)
         _report_bug(error, show=args.debug)
         return EXIT_BUG
     finally:
         log.removeHandler(handler)
         signal.signal(signal.SIGTERM, previous)
+
+
+def _tell(error: UserError, args: argparse.Namespace) -> int:
+    if args.debug:
+        traceback.print_exc()
+    sys.stderr.write(f"error: {error}\n")
+    return EXIT_USER_ERROR
 
 
 def _raise_terminated(signum, frame) -> NoReturn:
@@ -145,9 +160,14 @@ class _StdoutHandler(logging.StreamHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base's name
         if isinstance(sys.exc_info()[1], BrokenPipeError):  # `script | head`: the work goes on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard_stdout()
         else:
             super().handleError(record)
+
+
+def _discard_stdout() -> None:
+    """Whatever is still in its buffer goes nowhere, and so does what is to come."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report_bug(error: Exception, *, show: bool) -> None:

@@ -117,6 +117,8 @@ def read_image(path: Path, expected_size: tuple[int, int] | None = None) -> np.n
             upright = ImageOps.exif_transpose(image)
             as_annotated = image if expected_size == image.size != upright.size else upright
             pixels = rgb_pixels(as_annotated)
+    except PermissionError as error:
+        raise UserError(path, f"cannot be read ({error.strerror})", "allow reading it") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(path, f"cannot be decoded ({error})", "replace the image") from None
     if expected_size not in (None, (pixels.shape[1], pixels.shape[0])):

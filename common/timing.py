@@ -22,6 +22,7 @@ import numpy as np
 
 from common.cli import log
 from common.comparison import MIN_ROUNDS, ratio_interval
+from common.errors import is_out_of_memory as is_out_of_memory  # a result of measuring, too
 
 if TYPE_CHECKING:
     import torch
@@ -33,14 +34,6 @@ PROC_MEMINFO = Path("/proc/meminfo")
 PROC_STATUS = Path("/proc/self/status")
 PROC_CLEAR_REFS = Path("/proc/self/clear_refs")
 MIB = 2**20
-OUT_OF_MEMORY_SIGNS = (
-    "ALLOC_FAILED",  # cuDNN, cuBLAS
-    "out of memory",
-    "can't allocate memory",
-    "Failed to allocate memory",  # ONNX Runtime's arena
-    "bad_alloc",
-    "bad allocation",
-)
 
 
 def synchronize(device: "torch.device") -> None:
@@ -241,18 +234,6 @@ def resident_peak_mib() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == "darwin" else peak / 1024  # bytes there, KiB here
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that the device or the host has no memory left. cuDNN, cuBLAS,
-    MPS, the CPU's allocator and ONNX Runtime say so in the text of an exception of another kind."""
-    torch = sys.modules.get("torch")  # what is not loaded has raised nothing
-    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
-        return True
-    is_of_a_library = isinstance(error, RuntimeError) or type(error).__module__.startswith(
-        "onnxruntime."
-    )
-    return is_of_a_library and any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
 
 
 def resident_mib() -> float | None:

@@ -59,6 +59,7 @@ def test_another_checkpoint_under_the_same_sidecar_is_refused(tmp_path):
         artifacts.load_checkpoint(tmp_path / "best.pth")
 
 
+@pytest.mark.fault("P1-52")
 def test_every_flipped_byte_is_noticed(tmp_path):
     path = tmp_path / "best.pth"
     save(path)
@@ -101,6 +102,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.fault("P1-52")
 def test_code_in_a_checkpoint_never_runs(tmp_path, legacy):
     path, mark = tmp_path / "best.pth", tmp_path / "executed"
     content = {"model_state_dict": {"weight": Malicious(mark)}}

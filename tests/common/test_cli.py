@@ -154,6 +154,7 @@ def test_a_signal_lets_the_work_be_saved(write_program, tmp_path, number, status
     assert (tmp_path / "saved").exists()
 
 
+@pytest.mark.fault("C-05")
 def test_work_goes_on_when_the_reader_has_gone(write_program, tmp_path):
     script = write_program("""
         for line in range(5000):
@@ -209,6 +210,7 @@ def test_a_misspelt_choice_is_answered_with_the_nearest(capsys, value, line):
         (["--lr", "-1"], "error: --lr: -1 is not above 0"),
     ],
 )
+@pytest.mark.fault("C-02")
 def test_a_bad_argument_is_one_line_and_status_2(run_program, arguments, line):
     done = run_program('Path("side effect").touch()', *arguments)
     assert (done.returncode, done.stderr, done.stdout) == (2, line + "\n", "")
@@ -291,6 +293,7 @@ def test_a_type_gives_a_value_or_one_kind_of_error(text):
 # --- progress ---------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("C-04")
 def test_progress_passes_every_item_on(caplog, monkeypatch):
     monkeypatch.setattr(cli, "PROGRESS_INTERVAL_S", 0.0)
     with caplog.at_level(logging.INFO, logger=cli.log.name):

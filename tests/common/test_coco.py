@@ -106,6 +106,7 @@ def test_orientation_6_is_a_quarter_turn_clockwise(tmp_path):
     assert np.array_equal(read_image(path), np.rot90(gradient(), -1))
 
 
+@pytest.mark.fault("P1-44")
 def test_annotations_of_the_stored_pixels_get_the_stored_pixels(tmp_path):
     """Either way the box of the annotation shows what the annotator saw in it."""
     path = save(tmp_path / "a.png", gradient(40, 30), exif=orientation(6))
@@ -123,6 +124,7 @@ def test_another_size_than_annotated_is_refused(tmp_path):
     ("mode", "suffix"),
     [("L", "png"), ("LA", "png"), ("P", "png"), ("RGBA", "png"), ("CMYK", "tif"), ("YCbCr", "tif")],
 )
+@pytest.mark.fault("P1-43")
 def test_every_colour_mode_becomes_8_bit_rgb(tmp_path, mode, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(gradient()).convert(mode).save(path)
@@ -133,6 +135,7 @@ def test_every_colour_mode_becomes_8_bit_rgb(tmp_path, mode, suffix):
     assert np.abs(difference).mean() < (25 if mode == "P" else 2)  # 216 colours, dithered
 
 
+@pytest.mark.fault("P1-43")
 def test_16_bit_grey_keeps_its_upper_byte(tmp_path):
     values = np.arange(30 * 40, dtype=np.uint16).reshape(30, 40) * 54
     for name in ("a.png", "a.tif"):
@@ -143,6 +146,7 @@ def test_16_bit_grey_keeps_its_upper_byte(tmp_path):
     assert np.array_equal(read_image(tmp_path / "b.tif"), expected)
 
 
+@pytest.mark.fault("P1-42")
 def test_a_png_called_jpg_is_read(tmp_path):
     path = save(tmp_path / "a.jpg", gradient(), format="PNG")
     assert np.array_equal(read_image(path), gradient())
@@ -190,6 +194,7 @@ def test_any_damage_gives_an_image_or_a_user_error(tmp_path_factory, position, v
     assert (pixels.dtype, pixels.shape[2]) == (np.uint8, 3)
 
 
+@pytest.mark.fault("P1-45")
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
     path = tmp_path / "bomb.png"
     Image.new("1", (20_000, 20_000)).save(path)
@@ -209,6 +214,7 @@ def test_missing_folder_and_pipe_are_no_images(tmp_path):
 # --- samples ----------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("P1-32")
 def test_samples_hold_pixels_boxes_and_labels_without_the_crowd(tmp_path):
     boxes = [annotation([1, 2, 3, 4]), annotation([0, 0, 9, 9], 2, iscrowd=1)]
     folder = write_annotations(tmp_path, *boxes, images=[image(5), image(6, "b.png")])

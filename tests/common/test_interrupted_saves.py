@@ -54,6 +54,7 @@ def save_forever(folder: Path, first: int, saved) -> None:
         value += 1
 
 
+@pytest.mark.fault("P1-51")
 def test_50_kills_leave_50_whole_checkpoints(tmp_path):
     """Each child goes on with what the killed one left."""
     saved, generator = CONTEXT.RawValue("i", 0), random.Random(0)
@@ -185,6 +186,7 @@ class DiskThatFills:
         self.file.close()
 
 
+@pytest.mark.fault("P1-48")
 def test_a_disk_that_fills_at_any_byte_is_one_line(tmp_path, monkeypatch):
     last = tmp_path / LAST
     for value in (1.0, 2.0):
@@ -228,6 +230,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("foreseen", [True, False])
+@pytest.mark.fault("P1-48")
 def test_a_real_full_disk_leaves_every_checkpoint(small_disk, monkeypatch, foreseen):
     size = 120_000  # floats: 0.46 MiB
     for name, value in ((LAST, 1), (LAST, 2), (BEST, 1)):
@@ -249,6 +252,7 @@ def save_within_a_size_limit(path: Path) -> None:
     save(path, 3, 100_000, keep_previous=True)
 
 
+@pytest.mark.fault("C-11")
 def test_a_size_limit_leaves_every_checkpoint(tmp_path):
     for value in (1, 2):
         save(tmp_path / LAST, value, keep_previous=True)

@@ -76,6 +76,7 @@ def refusal(path: Path) -> str:
     return text
 
 
+@pytest.mark.fault("P4-35")
 def test_a_file_of_the_form_is_taken(path):
     detector = OnnxDetector(written(path, detector_graph()), "cpu", threads=1)
     (found,) = detector([IMAGE])
@@ -87,6 +88,7 @@ def test_a_file_of_the_form_is_taken(path):
     assert detector([]) == []
 
 
+@pytest.mark.fault("P4-23")
 def test_a_missing_file_and_a_folder(path):
     path.mkdir(parents=True)
     assert "no such file" in refusal(path)
@@ -102,6 +104,7 @@ def test_a_missing_file_and_a_folder(path):
     ],
     ids=["empty", "text", "truncated"],
 )
+@pytest.mark.fault("P4-24", "P4-25", "P4-26")
 def test_a_damaged_file(path, content, reason):
     written(path, detector_graph())
     whole = path.read_bytes()
@@ -115,6 +118,7 @@ def test_a_damaged_file(path, content, reason):
     ("name", "value", "reason"),
     [("opset", 99, "Opset 99 is under development"), ("ir", 99, "IR version: 99")],
 )
+@pytest.mark.fault("P4-28", "P4-29")
 def test_a_file_from_the_future_names_the_version(path, name, value, reason):
     model = detector_graph()
     if name == "opset":
@@ -127,6 +131,7 @@ def test_a_file_from_the_future_names_the_version(path, name, value, reason):
 
 
 @pytest.mark.parametrize("place", ["missing", "above", "absolute", "link"])
+@pytest.mark.fault("P4-30", "P4-31", "P4-32", "P4-33")
 def test_weights_outside_the_folder_are_not_read(path, tmp_path, place):
     """Each file but the missing one is there: it is refused for where it lies."""
     model = detector_graph()
@@ -159,6 +164,7 @@ def test_weights_outside_the_folder_are_not_read(path, tmp_path, place):
     ],
     ids=["name", "type", "channels first", "no batch", "an output less", "double", "order"],
 )
+@pytest.mark.fault("P4-34")
 def test_another_graph_with_a_detectors_metadata(path, form, reason):
     assert reason in refusal(written(path, detector_graph(**form)))
 
@@ -177,12 +183,14 @@ def test_another_graph_with_a_detectors_metadata(path, form, reason):
         ({"category_ids": "[3]"}, "other numbers of class_names and category_ids"),
     ],
 )
+@pytest.mark.fault("P4-36")
 def test_damaged_metadata(path, changed, reason):
     metadata = {key: value for key, value in {**METADATA, **changed}.items() if value is not None}
     assert reason in refusal(written(path, detector_graph(metadata=metadata)))
 
 
 @pytest.mark.parametrize("label", [0, -1, 3])
+@pytest.mark.fault("P4-36")
 def test_a_class_without_a_name_is_no_other_class(path, label):
     """0 would be the last name of a Python list."""
     found = {**FOUND, "labels": np.array([[label, 0]], np.int64)}
@@ -192,12 +200,14 @@ def test_a_class_without_a_name_is_no_other_class(path, label):
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (20, 30, 4), (0, 30, 3), (20, 0, 3), (1, 20, 30, 3)])
+@pytest.mark.fault("P4-11", "P4-34")
 def test_what_is_no_picture(path, shape):
     detector = OnnxDetector(written(path, detector_graph()), "cpu", threads=1)
     with pytest.raises(ValueError, match=r"must be uint8 \(height, width, 3\)"):
         detector([np.zeros(shape, np.uint8)])
 
 
+@pytest.mark.fault("P4-37")
 def test_cuda_asked_for_is_never_the_cpu(path, monkeypatch):
     """Also where ONNX Runtime has the provider, cannot start it and takes the CPU by itself."""
     import onnxruntime
@@ -219,6 +229,7 @@ def test_cuda_asked_for_is_never_the_cpu(path, monkeypatch):
     assert OnnxDetector(path, "auto", threads=1).provider == "CPUExecutionProvider"
 
 
+@pytest.mark.fault("P4-37")
 def test_without_the_provider_cuda_is_an_error_too(path, monkeypatch):
     import onnxruntime
 

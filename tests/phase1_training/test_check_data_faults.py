@@ -329,7 +329,7 @@ def test_p1_47_permission_denied(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16"])
-def test_p1_42_and_43_every_kind_of_picture_under_any_name_works(tmp_path, mode):
+def test_p1_42_p1_43_every_kind_of_picture_under_any_name_works(tmp_path, mode):
     write_good(tmp_path)
     grey = noise(0).convert("L")
     picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else None

@@ -99,6 +99,7 @@ def test_a_detector_learns_a_batch_by_heart(amp):
     assert "forward" not in vars(model.backbone)
 
 
+@pytest.mark.fault("P1-15")
 def test_images_without_boxes_train_the_background():
     trainer = make_trainer(small_detector())
     trainer.train_epoch([make_batch(2, boxes=0)])
@@ -132,6 +133,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts):
     assert_same(whole, split, tolerance=1e-12)
 
 
+@pytest.mark.fault("P1-54")
 def test_running_out_of_memory_splits_the_batch_and_changes_no_gradient(monkeypatch, caplog):
     """More than two images at a time do not fit; it shows in the backward pass first."""
     forward = engine.Trainer._forward
@@ -184,6 +186,7 @@ def test_another_error_is_no_lack_of_memory(monkeypatch):
         make_trainer(small_detector()).train_epoch([make_batch(3)])
 
 
+@pytest.mark.fault("P1-54")
 def test_one_image_that_does_not_fit_is_told_with_its_size(monkeypatch):
     def never(self, part):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -283,6 +286,7 @@ class Spoilt:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("every", [1, 10])  # how often a CPU and a GPU are looked at
+@pytest.mark.fault("P1-53")
 def test_a_bad_step_is_skipped_and_named(tmp_path, monkeypatch, caplog, every, value):
     good, spoilt = small_detector(), small_detector()
     batches = [make_batch(2, first=2 * k) for k in range(4)]
@@ -349,6 +353,7 @@ def test_running_statistics_survive_a_bad_step(tmp_path, monkeypatch):
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
+@pytest.mark.fault("P1-53")
 def test_many_bad_steps_in_a_row_end_the_run_with_advice(tmp_path, monkeypatch):
     model = small_detector()
     before = copy.deepcopy(model.state_dict())
@@ -371,6 +376,7 @@ def test_bad_steps_that_are_not_in_a_row_do_not_end_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 96), (64, 2)])
+@pytest.mark.fault("P1-46")
 def test_images_of_extreme_shape_train(size):
     batch = make_batch(2, boxes=1)
     batch.sizes = (size, size)

@@ -304,6 +304,7 @@ def test_an_unreadable_image_is_told_in_one_line(folder, split, tmp_path, worker
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+@pytest.mark.fault("P1-55")
 def test_a_killed_loader_process_is_told_in_one_line(split, capsys):
     """And only when a batch is asked for: never in the middle of something else."""
     loader = loader_of(split, workers=2)

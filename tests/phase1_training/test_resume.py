@@ -78,6 +78,7 @@ def killed(shapes, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.fault("P1-51", "P1-52")
 def test_a_run_killed_within_an_epoch_continues_bit_for_bit(
     averaged, killed, shapes, tmp_path, capsys, workers
 ):
@@ -158,6 +159,7 @@ def test_stopped_between_any_two_files_nothing_is_lost(straight, shapes, tmp_pat
         assert equal(weights(output / f"{name}.pth"), weights(straight / f"{name}.pth")), name
 
 
+@pytest.mark.fault("P1-52")
 def test_a_finished_run_is_continued_by_nothing(straight, shapes, tmp_path):
     output = copy_of(straight, tmp_path / "finished")
     before = checksums(output)
@@ -177,6 +179,7 @@ def test_a_finished_run_is_continued_by_nothing(straight, shapes, tmp_path):
         (["--architecture", "fasterrcnn_resnet50_fpn"], "architecture demo, not fasterrcnn"),
     ],
 )
+@pytest.mark.fault("P1-52")
 def test_resuming_with_other_settings_is_refused(straight, shapes, capsys, change, difference):
     before = checksums(straight)
     assert run_training(shapes, straight, "--epochs", 2, *change, "--resume") == 2
@@ -210,6 +213,7 @@ def test_with_only_the_previous_checkpoint_left_the_way_back_is_told(
     assert metrics(output) == metrics(straight)
 
 
+@pytest.mark.fault("P1-52")
 def test_resuming_what_is_no_training_is_refused(straight, shapes, tmp_path, capsys):
     assert run_training(shapes, tmp_path / "none", "--epochs", 2, "--resume") == 2
     assert "last.pth: nothing to continue" in error_of(capsys)
@@ -246,6 +250,7 @@ def interrupt_after_step(step: int) -> None:
     ("change", "status", "workers"),
     [(terminate_after_step, 143, 0), (interrupt_after_step, 130, 1)],
 )
+@pytest.mark.fault("P1-51")
 def test_a_stopped_run_is_saved_and_says_how_to_continue(shapes, tmp_path, change, status, workers):
     output, printed = tmp_path / "a run", tmp_path / "printed.txt"
     more = ["--epochs", 500, "--workers", workers, "--overwrite"]

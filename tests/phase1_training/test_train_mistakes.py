@@ -13,6 +13,7 @@ from tests.training_runs import error_of, run_training, weights
 CPU = torch.device("cpu")
 
 
+@pytest.mark.fault("P1-53")
 def test_a_loss_that_explodes_is_one_line(shapes, tmp_path, capsys):
     more = ["--epochs", 3, "--optimizer", "sgd", "--lr", 1e25, "--warmup-steps", 0]
     assert run_training(shapes, tmp_path / "run", *more) == 2
@@ -22,6 +23,7 @@ def test_a_loss_that_explodes_is_one_line(shapes, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.fault("P1-41")
 def test_a_damaged_image_is_one_line_naming_it(tmp_path, capsys, workers):
     data = write_shapes(tmp_path / "data", splits={"train": 3, "val": 1})
     picture = data / "images" / "train_1.png"
@@ -38,6 +40,7 @@ def test_a_damaged_image_is_one_line_naming_it(tmp_path, capsys, workers):
      "--epoch 3", "--seed 99999999999999999999", "--momentum 1", "--ema-decay 1",
      "--batch-size big"],
 )  # fmt: skip
+@pytest.mark.fault("P1-50")
 def test_impossible_options_are_one_line(capsys, words):
     with pytest.raises(SystemExit) as raised:
         train.main(words.split())
@@ -55,6 +58,7 @@ def test_a_device_that_is_not_there_is_one_line(shapes, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.fault("P1-48")
 def test_an_output_that_cannot_be_written_is_told_before_an_epoch(shapes, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert run_training(shapes, tmp_path / "file") == 2
@@ -62,6 +66,7 @@ def test_an_output_that_cannot_be_written_is_told_before_an_epoch(shapes, tmp_pa
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.fault("P1-01")
 def test_missing_data_names_the_command_that_makes_it(tmp_path, capsys):
     assert run_training(tmp_path / "none", tmp_path / "run") == 2
     assert "none: no such folder" in error_of(capsys)
@@ -83,6 +88,7 @@ def test_a_model_to_start_from_gives_architecture_size_and_weights(straight, sha
     np.testing.assert_allclose(after[name], before[name], atol=1e-6)
 
 
+@pytest.mark.fault("P1-23")
 def test_a_model_of_other_classes_is_refused(straight, shapes, tmp_path, capsys):
     content = artifacts.load_checkpoint(straight / "last.pth")
     other = tmp_path / "other.pth"
