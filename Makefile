@@ -2,6 +2,8 @@
 # make test    the tests
 # make check   lint, format, types and tests: what has to pass before a commit
 # make slow    the tests that take more than ten seconds each
+# make faults  the tests of the fault catalogue, slow ones too, and a table of how each case ended
+# make faults-long   more than 10,000 made-up and damaged inputs and 200 kills: about an hour
 #
 # Each creates .venv and installs into it first, once. Needs Python 3.10 or newer with venv and
 # pip, no GPU. Another Python: make demo PYTHON=python3.12
@@ -17,7 +19,7 @@ PYTEST = $(PY) -m pytest --numprocesses 2 --dist loadfile
 # Runs one script with the environment's Python: the command before it, its duration after it.
 STEP = @bash -ec 'printf "\n$$ python %s\n" "$$*"; "$$0" "$$@"; echo "(took $$SECONDS s)"' $(PY)
 
-.PHONY: help demo test check slow
+.PHONY: help demo test check slow faults faults-long
 .DELETE_ON_ERROR:
 
 help:
@@ -47,6 +49,12 @@ check: $(VENV)/.installed-dev
 
 slow: $(VENV)/.installed-dev
 	$(PYTEST) -m slow
+
+faults: $(VENV)/.installed-dev
+	$(PYTEST) -m fault --fault-table $(or $(OUTPUTS_DIR),outputs)/metrics/fault_table.md
+
+faults-long: $(VENV)/.installed-dev
+	FAULTS_LONG=1 LONG_RUN_FRAMES=100000 $(PYTEST) -m long
 
 # OpenCV's usual wheel needs libGL.so.1, which slim machines lack; the headless one does not.
 define ensure_opencv

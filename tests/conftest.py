@@ -21,7 +21,7 @@ os.environ["OUTPUTS_DIR"] = tempfile.mkdtemp(prefix="outputs-of-tests-")
 settings.register_profile("project", deadline=None)  # a busy machine is no failure
 settings.load_profile("project")
 
-pytest_plugins = ["tests.faults.fault_table"]
+pytest_plugins = ["tests.faults.fault_table", "tests.long_runs"]
 
 RunScript = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -102,6 +102,7 @@ def heavy_imports_of(script: Path, argument: str, cwd: Path) -> tuple[set[str], 
 
 
 @each_script
+@pytest.mark.fault("C-01")
 def test_help_answers_before_anything_heavy_is_loaded(script, tmp_path):
     heavy, status, output, messages = heavy_imports_of(script, "--help", tmp_path)
     assert (status, messages) == (0, "")
@@ -114,6 +115,7 @@ def test_help_answers_before_anything_heavy_is_loaded(script, tmp_path):
 
 
 @each_script
+@pytest.mark.fault("C-02")
 def test_an_unknown_option_is_one_line_and_status_2(script, tmp_path):
     heavy, status, output, messages = heavy_imports_of(script, "--no-such-option", tmp_path)
     assert (status, output) == (2, "")

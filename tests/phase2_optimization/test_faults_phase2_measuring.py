@@ -155,6 +155,7 @@ def test_p2_24_an_outlier_moves_no_median_of_a_profile():
 
 
 @timed_script
+@pytest.mark.fault("C-10")
 def test_p2_25_rounds_with_a_misleading_clock_are_left_out(go, monkeypatch, capsys, script):
     """It goes back, and it goes on for an hour in which the machine slept."""
     looks = [*[USUAL_S] * (ODD - 1), -2.0, *[USUAL_S] * (ODD - 1), 3600.0]

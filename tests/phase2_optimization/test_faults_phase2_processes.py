@@ -226,6 +226,7 @@ def test_p2_32_pictures_need_no_display(surrounded, script):
 
 @pytest.mark.slow
 @each_script
+@pytest.mark.fault("C-06")
 def test_p2_41_a_working_directory_that_is_read_only_is_never_needed(surrounded, script):
     assert surrounded.printed[script][-1] == f"--- {script} 0"
     assert read(surrounded.folders[script], script)["schema"] == f"{SCRIPTS[script].report}/1"
@@ -234,6 +235,7 @@ def test_p2_41_a_working_directory_that_is_read_only_is_never_needed(surrounded,
 
 @pytest.mark.slow
 @each_script
+@pytest.mark.fault("C-04")
 def test_p2_42_ascii_without_a_terminal_is_enough(surrounded, script):
     """`surrounded` decodes what was printed as ASCII."""
     printed = surrounded.printed

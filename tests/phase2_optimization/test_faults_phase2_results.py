@@ -172,6 +172,7 @@ def test_p2_27_without_nvml_there_is_no_state(done, script, monkeypatch):
 
 
 @each_script
+@pytest.mark.fault("C-08")
 def test_p2_33_pictures_need_no_seaborn(done, script):
     with Image.open(done[script].folder / SCRIPTS[script].picture) as picture:
         picture.load()
@@ -201,6 +202,7 @@ def test_p2_35_reports_of_another_schema_make_a_page():
 
 
 @each_script
+@pytest.mark.fault("C-14")
 def test_p2_29_a_number_that_is_none_is_never_written(done, script, tmp_path):
     """`read` refuses NaN and Infinity; here the writer does, and keeps what was there."""
     file = tmp_path / f"{SCRIPTS[script].report}.json"
@@ -236,6 +238,7 @@ def again(model_path, data_path, tmp_path, monkeypatch, done):
 
 
 @each_script
+@pytest.mark.fault("C-11")
 def test_p2_31_a_disk_that_fills_under_the_picture_spares_the_report(
     again, monkeypatch, capsys, tmp_path, script
 ):
