@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from common import anchors, artifacts, paths
+from common.checkpoint_values import check_values
 from common.cli import UserError, log
 from common.hidden_channels import load_weights
 
@@ -310,10 +311,8 @@ def load_model(path: Path | None, device: "torch.device") -> LoadedModel:
     if "quantization" in checkpoint:
         raise UserError(path, "is quantised already", "give the checkpoint it was made from")
     try:
+        check_values(checkpoint)
         model = rebuild_model(checkpoint)
-        class_names, category_ids = checkpoint["class_names"], checkpoint["category_ids"]
-        if not len(class_names) == len(category_ids) == checkpoint["num_classes"] - 1:
-            raise ValueError("classes, names and category ids differ in number")
     except KeyError as error:
         raise UserError(path, f"lacks the entry {error}", "give one by phase1_training") from error
     except (RuntimeError, TypeError, ValueError, AttributeError, UserError) as error:
@@ -322,8 +321,8 @@ def load_model(path: Path | None, device: "torch.device") -> LoadedModel:
     return LoadedModel(
         model.to(device).eval(),
         checkpoint["architecture"],
-        tuple(class_names),
-        tuple(category_ids),
+        tuple(checkpoint["class_names"]),
+        tuple(checkpoint["category_ids"]),
         Path(path),
     )
 

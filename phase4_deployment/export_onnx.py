@@ -3,6 +3,7 @@
     python phase4_deployment/export_onnx.py
     python phase4_deployment/export_onnx.py --model-path outputs/models/best_model.pth \\
         --output model.onnx
+    python phase4_deployment/export_onnx.py --max-proposals 300     # faster; what does it cost?
 
 The file takes uint8 images [batch, height, width, 3] of any number and size and holds everything
 from the resize to the suppression of overlapping boxes. It carries its class names and settings.
@@ -24,6 +25,7 @@ from common.cli import UserError, log
 from common.onnx_detector import FORMAT
 from common.onnx_graph import DEFAULT_OPSET, OPSETS, write_onnx
 from phase4_deployment.checks import parity
+from phase4_deployment.formats.base import missing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,8 +64,11 @@ def export_onnx(
         See `parity.compare_with_torch`.
 
     Raises:
+        UserError: something to export with is not installed.
         ParityError: the file differs; nothing is left at `path` that was not there before.
     """
+    if package := missing("onnx", "onnxscript", "onnxruntime"):
+        raise UserError(package, "is not installed", "run: pip install -r requirements.txt")
     import torch
 
     from common.inference_graph import InferenceGraph
@@ -77,6 +82,8 @@ def export_onnx(
         measured = parity.compare_with_torch(model, detector, parity.gate_batches(images))
         if not measured["holds"]:
             raise ParityError(path, measured)
+        # Killed between the two files, no sidecar is better than one of the older export.
+        artifacts.sidecar(path).unlink(missing_ok=True)
     return measured
 
 
@@ -95,6 +102,7 @@ def metadata(loaded: "LoadedModel", graph: Any) -> dict[str, str]:
         "score_threshold": str(graph.score_threshold),
         "iou_threshold": str(graph.iou_threshold),
         "max_detections": str(graph.max_detections),
+        "max_proposals": str(graph.post_nms_top_n),
         "source_checkpoint": loaded.path.name,
         "source_sha256": artifacts.sha256(loaded.path) if loaded.path.is_file() else "",
         "torch_version": torch.__version__,
@@ -115,12 +123,22 @@ def gate_images(data_path: Path | None) -> "list[np.ndarray]":
 
 
 def run_export(
-    model_path: Path | None, output: Path, *, data_path: Path | None, opset: int, device: str
+    model_path: Path | None,
+    output: Path,
+    *,
+    data_path: Path | None,
+    opset: int,
+    device: str,
+    max_proposals: int | None = None,
 ) -> None:
-    """Exports, writes what was measured beside the file and reports it."""
+    """Exports, writes what was measured beside the file and reports it.
+
+    Args:
+        max_proposals: that the file looks at; it is compared with a model that does so, too.
+    """
     import torch
 
-    from common.models import load_model
+    from common.models import limit_proposals, load_model, proposals_of
 
     if device not in ("auto", "cpu"):
         remedy = "leave --device out; the exported file runs on any device"
@@ -129,6 +147,9 @@ def run_export(
         raise UserError(output, "the name must end in .onnx", "for instance model.onnx")
     loaded = load_model(model_path, torch.device("cpu"))
     log.info(environment.summary_line("cpu"))
+    if max_proposals:
+        limit_proposals(loaded.model, max_proposals)
+        log.info("With %d proposals; export_all.py tells the mAP", proposals_of(loaded.model))
     images = gate_images(data_path)
     log.info("Exporting %s and comparing it with PyTorch", loaded.architecture)
     measured = export_onnx(loaded, output, images=images, opset=opset)
@@ -143,12 +164,22 @@ def run_export(
         "sha256": artifacts.sha256(output),
         "size_mib": size_mib,
         "opset": opset,
+        "max_proposals": proposals_of(loaded.model),
         "parity": measured,
     }
     artifacts.write_json(artifacts.sidecar(output), report)
     cli.finished(
         [output, artifacts.sidecar(output)],
         f"python phase4_deployment/test_onnx.py --onnx-path {paths.display(output)}",
+    )
+
+
+def add_proposals_argument(parser: argparse.ArgumentParser) -> None:
+    """The option that export_onnx.py and export_all.py share."""
+    parser.add_argument(
+        "--max-proposals",
+        type=cli.positive_int,
+        help="regions for the box head of exported graphs (default: the model's, often 1000)",
     )
 
 
@@ -161,6 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--opset", type=int, choices=OPSETS, default=DEFAULT_OPSET, help="ONNX operator set"
     )
+    add_proposals_argument(parser)
     cli.add_common_arguments(
         parser, output=paths.MODELS / "model.onnx", output_help="the file to write"
     )
@@ -176,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             data_path=args.data_path,
             opset=args.opset,
             device=args.device,
+            max_proposals=args.max_proposals,
         ),
         args,
     )

@@ -58,14 +58,23 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         figure.legend(
             handles=handles, loc="lower right", ncols=len(COLOURS), frameon=False, fontsize=9
         )
-        machine = report["environment"]
-        figure.suptitle(
-            f"{report['architecture']}, {machine['device_name']}, {machine['threads']} threads, "
-            f"torch {machine['packages']['torch']}, {report['val_images']} validation images",
-            fontsize=11,
-        )
+        figure.suptitle(_title(report), fontsize=11)
         figure.tight_layout(rect=(0, 0.05, 1, 1))
         with artifacts.atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=110)
     finally:
         plt.close(figure)
+
+
+def _title(report: Mapping[str, Any]) -> str:
+    machine, proposals = report["environment"], report["max_proposals"]
+    parts = [
+        report["architecture"],
+        machine["device_name"],
+        f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}",
+        f"torch {machine['packages']['torch']}",
+        f"{report['val_images']} validation images",
+    ]
+    if proposals["exported"] < proposals["model"]:
+        parts.append(f"{proposals['exported']} of {proposals['model']} proposals when exported")
+    return ", ".join(parts)

@@ -10,7 +10,7 @@ import numpy as np
 from common import timing
 from common.cli import log
 from common.coco import CocoSplit, read_image
-from common.comparison import MIN_EFFECT, interval_text
+from common.comparison import MIN_EFFECT, MIN_ROUNDS, interval_text
 from common.evaluation import coco_map, compare_detections
 from common.models import Detections, Predictor
 from phase4_deployment.formats import pytorch_fp32
@@ -152,6 +152,9 @@ def _time(
         left_s -= expected_s
     if skipped:
         log.warning("Batch sizes %s not timed: over --time-budget-s", skipped)
+    if (timed := len(times[1][formats[0].name])) < MIN_ROUNDS:
+        text = "Speed-ups carry no interval, shown as [–]: %d timed rounds, %d needed"
+        log.warning(text, timed, MIN_ROUNDS)
     return times, skipped
 
 

@@ -18,7 +18,7 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,13 @@ sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/quantization.py` f
 import numpy as np
 
 from common import artifacts, cli, paths
-from common.coco import CocoSplit, ImageRecord, read_image
+from common.coco import CocoSplit, ImageRecord
 
 if TYPE_CHECKING:
     import torch
     from torchvision.models.detection import FasterRCNN
+
+    from phase4_deployment.activation_ranges import Ranges
 
 
 QUANTIZED_OPERATORS = ("Conv", "Gemm", "MatMul")  # the rest of the graph is box arithmetic
@@ -48,9 +50,19 @@ def quantize_dynamic(model: "FasterRCNN") -> "FasterRCNN":
     """A copy whose Linear layers hold int8 weights; the CPU only.
 
     Conv2d is asked for as well, and left alone: PyTorch has no dynamic int8 convolution.
+
+    Raises:
+        UserError: this PyTorch was built without an engine for int8.
     """
     import torch
 
+    backend = torch.backends.quantized
+    engines = [name for name in backend.supported_engines if name != "none"]
+    if not engines:
+        what = "this PyTorch was built without an engine for it (fbgemm, qnnpack, ...)"
+        raise cli.UserError("dynamic INT8", what, "quantise to .onnx instead")
+    if backend.engine == "none":  # some builds have one and choose none
+        backend.engine = engines[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao announces its removal at every call
         return torch.ao.quantization.quantize_dynamic(
@@ -136,7 +148,7 @@ def calibration_records(train: CocoSplit, count: int) -> tuple[ImageRecord, ...]
 
 
 def quantize_static(
-    source: Path, target: Path, images: Iterable[ImageRecord], float_nodes: Sequence[str] = ()
+    source: Path, target: Path, ranges: "Ranges", float_nodes: Sequence[str] = ()
 ) -> None:
     """Writes an INT8 copy of an FP32 ONNX detector: QDQ form, int8 weights, uint8 activations.
 
@@ -145,34 +157,34 @@ def quantize_static(
     Only QUANTIZED_OPERATORS are touched: box decoding, NMS and RoIAlign stay in float.
 
     Args:
-        images: calibration images; the range of every activation is the widest seen on them.
+        ranges: of the activations by name, see `activation_ranges`.
         float_nodes: names of nodes to leave in float.
     """
     import onnx
-    from onnxruntime import quantization as ort_quantization
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    batches = iter(images)
-
-    class Reader(ort_quantization.CalibrationDataReader):
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            record = next(batches, None)
-            if record is None:
-                return None
-            return {"images": read_image(record.path, (record.width, record.height))[None]}
-
+    data = {
+        name: TensorData(lowest=np.float32(low), highest=np.float32(high))
+        for name, (low, high) in ranges.items()
+    }
     with artifacts.atomic_path(target) as temporary, _without_root_log():
-        ort_quantization.quantize_static(
-            source,
-            temporary,
-            Reader(),
-            quant_format=ort_quantization.QuantFormat.QDQ,
-            op_types_to_quantize=list(QUANTIZED_OPERATORS),
+        quantizer = QDQQuantizer(
+            onnx.load(source),
             per_channel=True,
-            activation_type=ort_quantization.QuantType.QUInt8,
-            weight_type=ort_quantization.QuantType.QInt8,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, data),
+            nodes_to_quantize=[],
             nodes_to_exclude=list(float_nodes),
+            op_types_to_quantize=list(QUANTIZED_OPERATORS),
+            extra_options={},
         )
-        model = onnx.load(temporary)
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        model = quantizer.model.model
         _strip(model)
         onnx.checker.check_model(model)
         onnx.save_model(model, temporary)
@@ -180,8 +192,8 @@ def quantize_static(
 
 @contextlib.contextmanager
 def _without_root_log() -> Iterator[None]:
-    """Drops what ONNX Runtime says through the root logger: it advises pre-processing, which the
-    exporter has done, and would set up a handler that doubles the messages of others."""
+    """Drops what ONNX Runtime says through the root logger: the first such call sets up a handler,
+    and messages of others are then doubled."""
     root, nowhere = logging.getLogger(), logging.NullHandler()
     level = root.level
     root.addHandler(nowhere)

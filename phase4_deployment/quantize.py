@@ -120,6 +120,7 @@ def _deliver(outputs: Sequence[Path], folder: Path, status: Mapping[str, str]) -
 def _copy(source: Path, target: Path) -> None:
     with artifacts.atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
+        artifacts.sidecar(target).unlink(missing_ok=True)  # killed here, better none than another's
 
 
 def check_suffixes(outputs: Sequence[Path]) -> None:

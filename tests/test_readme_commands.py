@@ -15,9 +15,11 @@ import cv2
 import numpy as np
 import pytest
 
+from benchmarks.formats_table import DEFAULT, formats_table
 from benchmarks.ladder_table import default_reports, ladder_tables
 from benchmarks.readme_table import RESULTS, results_table
 from common.comparison import interval_text
+from common.environment import is_installed
 from common.paths import ROOT
 from common.video import VideoWriter
 from phase3_tracking.counting.counting import CountingOptions
@@ -44,6 +46,11 @@ def test_the_ladders_are_what_the_script_prints():
     front = sorted(path for path in reports if path.match("cpu_amx/trained_*.json"))  # as a shell
     assert front
     assert ladder_tables(front) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_formats_is_what_the_script_prints():
+    page = (ROOT / "phase4_deployment" / "README_PHASE4.md").read_text(encoding="utf-8")
+    assert formats_table(json.loads(DEFAULT.read_text(encoding="utf-8"))) in page
 
 
 @pytest.mark.parametrize("name", ["demo", "mobilenet"])
@@ -81,7 +88,8 @@ def test_links_and_pictures_of_the_guide_exist(guide):
 # --- phase 3: its commands are run, on videos of two seconds ----------------------------------
 
 PHASE3 = ROOT / "phase3_tracking" / "README_PHASE3.md"
-NEEDS_MORE = ("rtsp://", "--input 0 ", "--show", "--resume")  # a camera, a desktop, a stopped run
+# a camera, a desktop, a stopped run, a cluster
+NEEDS_MORE = ("rtsp://", "--input 0 ", "--show", "--resume", "--address")
 CHILD = """
 import importlib, json, os, sys
 statuses = {}
@@ -106,7 +114,7 @@ def module_and_arguments(command: str) -> tuple[str, list[str]]:
 def test_the_guide_of_phase_3_has_commands_of_every_kind():
     commands = phase3_commands()
     names = {module_and_arguments(command)[0].split(".")[1] for command in commands}
-    assert names == {"video_detector", "evaluate_tracking", "explain_tracking"}
+    assert names == {"video_detector", "track_fleet", "evaluate_tracking", "explain_tracking"}
     for option in NEEDS_MORE:
         assert any(option in command for command in commands), option
 
@@ -117,7 +125,9 @@ def test_a_parser_takes_the_command(command):
     importlib.import_module(name).build_parser().parse_args(arguments)
 
 
-@pytest.mark.parametrize("script", ["video_detector", "evaluate_tracking", "explain_tracking"])
+@pytest.mark.parametrize(
+    "script", ["video_detector", "track_fleet", "evaluate_tracking", "explain_tracking"]
+)
 def test_the_guide_of_phase_3_names_every_option(script):
     """One that can be switched on or off by either name."""
     parser = importlib.import_module(f"phase3_tracking.{script}").build_parser()
@@ -159,7 +169,8 @@ def a_persons_folder(tmp_path):
 
 @pytest.mark.slow
 def test_the_commands_of_phase_3_end_well(a_persons_folder):
-    commands = [one for one in phase3_commands() if not any(more in one for more in NEEDS_MORE)]
+    needs_more = NEEDS_MORE if is_installed("ray") else (*NEEDS_MORE, "track_fleet.py")
+    commands = [one for one in phase3_commands() if not any(more in one for more in needs_more)]
     assert len(commands) > 10
     here = {"cuda": "cpu", "8000": "0", "/path/to/MOT17/train": "MOT17/train"}
     asked = []

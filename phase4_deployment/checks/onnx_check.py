@@ -35,7 +35,7 @@ class OnnxCheck:
         else:
             log.info("Compared with PyTorch, %s", paths.display(checkpoint))
             self.reference_name = checkpoint.name
-            self._reference = _of_checkpoint(checkpoint, batches)
+            self._reference = _of_checkpoint(checkpoint, batches, max_proposals(onnx_path))
         if not any(len(found.scores) for found in self._reference.expected):
             log.warning("Nothing is found in these images: give --test-images with objects")
 
@@ -87,12 +87,25 @@ class OnnxCheck:
         }
 
 
-def _of_checkpoint(checkpoint: Path, batches: Batches) -> parity.Reference:
+def _of_checkpoint(checkpoint: Path, batches: Batches, proposals: int | None) -> parity.Reference:
+    """What PyTorch finds, with as many proposals as the file looks at (None: the model's own)."""
     import torch
 
-    from common.models import load_model
+    from common.models import limit_proposals, load_model
 
-    return parity.torch_reference(load_model(checkpoint, torch.device("cpu")).model, batches)
+    model = load_model(checkpoint, torch.device("cpu")).model
+    if proposals:
+        limit_proposals(model, proposals)
+    return parity.torch_reference(model, batches)
+
+
+def max_proposals(onnx_path: Path) -> int | None:
+    """That a file says it looks at; None where it says nothing."""
+    import onnx
+
+    described = onnx.load(onnx_path, load_external_data=False).metadata_props
+    found = [entry.value for entry in described if entry.key == "max_proposals"]
+    return int(found[0]) if found and found[0].isdecimal() else None
 
 
 def find_checkpoint(metadata: dict[str, Any]) -> Path | None:

@@ -27,17 +27,19 @@ def build(ingredients: Ingredients) -> Format:
 
     sizes = {image.shape for image in ingredients.val.images}
     if len(sizes) > 1:
-        why = f"compiled for one image size, and the val images have {len(sizes)}"
-        return unavailable(NAME, RUNTIME, why)
+        what = f"compiled for one image size, and the val images have {len(sizes)}"
+        return unavailable(NAME, RUNTIME, f"{what} – give val images of one size")
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        return unavailable(NAME, RUNTIME, f"no C++ compiler ({compiler})")
+        why = f"no C++ compiler ({compiler}) – install one, or name it in CXX"
+        return unavailable(NAME, RUNTIME, why)
     (height, width, _) = sizes.pop()
     file = ingredients.folder / "model_aoti.pt2"
     log.info("Compiling %s for images of %dx%d, which takes minutes", file.name, width, height)
-    compile_program(InferenceGraph(ingredients.loaded.model), (height, width), file)
-    size = {"image_size": [height, width]}
-    return Format(NAME, file, RUNTIME, load(file, torch.get_num_threads()), extra=size)
+    compile_program(InferenceGraph(ingredients.exported.model), (height, width), file)
+    size, budget = {"image_size": [height, width]}, ingredients.fp32_map_drop
+    predict = load(file, torch.get_num_threads())
+    return Format(NAME, file, RUNTIME, predict, max_map_drop=budget, extra=size)
 
 
 def compile_program(graph: Any, size: tuple[int, int], path: Path) -> None:

@@ -1,6 +1,8 @@
 """What a format is, and what one is built from."""
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +64,8 @@ class Ingredients:
         max_map_drop: mAP that a format of fewer bits may lose on them.
         onnx_name: of the FP32 .onnx that other formats start from.
         onnx_parity: of that file with PyTorch, once it is exported.
+        max_proposals: that exported graphs look at, while the baseline stays the whole model; None
+            leaves its own number.
     """
 
     loaded: "LoadedModel"
@@ -72,20 +76,64 @@ class Ingredients:
     max_map_drop: float
     onnx_name: str = "model.onnx"
     onnx_parity: dict[str, Any] | None = None
+    max_proposals: int | None = None
 
     @property
     def onnx_path(self) -> Path:
         return self.folder / self.onnx_name
+
+    @cached_property
+    def exported(self) -> "LoadedModel":
+        """What the graphs are made of: the checkpoint, or a copy that looks at fewer proposals."""
+        from common.cli import log
+        from common.models import limit_proposals
+
+        if not self.has_fewer_proposals:
+            if self.max_proposals:
+                log.info("This model looks at %(model)d proposals at most", self.proposals)
+            return self.loaded
+        text = "Exported graphs look at %(exported)d proposals, the baseline at %(model)d"
+        log.info(text, self.proposals)
+        limited = copy.deepcopy(self.loaded.model)
+        limit_proposals(limited, self.proposals["exported"])
+        return replace(self.loaded, model=limited)
+
+    @property
+    def proposals(self) -> dict[str, int]:
+        """How many the `model` looks at and how many the `exported` graphs."""
+        from common.models import proposals_of
+
+        own = proposals_of(self.loaded.model)
+        return {"model": own, "exported": min(own, self.max_proposals or own)}
+
+    @property
+    def has_fewer_proposals(self) -> bool:
+        return self.proposals["exported"] < self.proposals["model"]
+
+    @property
+    def fp32_map_drop(self) -> float | None:
+        """What a graph in FP32 may lose, see `Format`: nothing where it is the whole model."""
+        return self.max_map_drop if self.has_fewer_proposals else None
+
+    @cached_property
+    def baseline_map(self) -> float:
+        """mAP of the checkpoint on the val images, from which the budget counts."""
+        import torch
+
+        from common.models import stock_predictor
+
+        return self.val.map_of(stock_predictor(self.loaded.model, torch.device("cpu")))
 
     def onnx(self) -> Path:
         """The exported graph in FP32, which other formats start from; the first to ask exports."""
         from common.cli import log
         from phase4_deployment.export_onnx import GATE_IMAGES, export_onnx
 
-        path = self.onnx_path
+        exported, path = self.exported, self.onnx_path
         if self.onnx_parity is None:
             log.info("Exporting %s", path.name)
-            self.onnx_parity = export_onnx(self.loaded, path, images=self.val.images[:GATE_IMAGES])
+            images = self.val.images[:GATE_IMAGES]
+            self.onnx_parity = export_onnx(exported, path, images=images)
         return path
 
 

@@ -14,6 +14,7 @@ from phase4_deployment.formats import (
     onnx_fp16,
     onnx_fp32,
     onnx_int8,
+    onnx_tensorrt_fp16,
     openvino_fp32,
     openvino_int8,
     pytorch_export,
@@ -48,10 +49,12 @@ ALL: Sequence[FormatModule] = (
     onnx_fp32,
     onnx_fp16,
     onnx_int8,
+    onnx_tensorrt_fp16,
     openvino_fp32,
     openvino_int8,
     pytorch_int8_dynamic,
 )
 FORMATS = {module.NAME: module for module in ALL}
-DEFAULT = tuple(name for name in FORMATS if name not in (aot_inductor.NAME, onnx_fp16.NAME))
+ASKED_FOR = (aot_inductor.NAME, onnx_fp16.NAME, onnx_tensorrt_fp16.NAME)  # by name, or by "all"
+DEFAULT = tuple(name for name in FORMATS if name not in ASKED_FOR)
 NEEDED = (pytorch_fp32.NAME, onnx_fp32.NAME)  # the baseline, and what the package runs

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ class Quantiser(Protocol):
         source: the .onnx.
         calibration: training images that fix the ranges.
         suffix: of the files it writes.
+        estimators: names of the ways it has to choose the range of an activation.
     """
 
     @property
@@ -36,11 +38,14 @@ class Quantiser(Protocol):
     @property
     def suffix(self) -> str: ...
 
+    @property
+    def estimators(self) -> tuple[str, ...]: ...
+
     def groups(self) -> dict[str, list[str]]:
         """Parts of the network -> names of those of their nodes that it puts into INT8."""
 
-    def write(self, target: Path, float_nodes: Sequence[str]) -> None:
-        """Quantises all but these nodes of the source."""
+    def write(self, target: Path, float_nodes: Sequence[str], estimator: str) -> None:
+        """Quantises all but these nodes of the source, with ranges by one of `estimators`."""
 
     def predictor(self, file: Path) -> Predictor:
         """Of a file it wrote."""
@@ -56,6 +61,7 @@ class StaticResult:
     Attributes:
         map_drop: mAP of FP32 minus mAP of INT8 on the validation images.
         float_groups: parts of the network left in float to hold the budget.
+        estimator: of the ranges of activations.
         accepted: whether the budget holds.
         int8_layers, layers: quantised and quantisable Conv, Gemm and MatMul nodes.
         trials: every attempt as {"float_groups", "map", "map_drop"}.
@@ -63,6 +69,7 @@ class StaticResult:
 
     map_drop: float
     float_groups: tuple[str, ...]
+    estimator: str
     accepted: bool
     int8_layers: int
     layers: int
@@ -78,69 +85,106 @@ def quantize_within_budget(
 ) -> StaticResult:
     """Quantises into `target`, leaving in float as little as holds the mAP budget.
 
-    When quantising everything costs too much, the parts of the network are ordered by the damage
-    that each does alone on the calibration images, and the fewest of the worst that must stay in
-    float are found by bisection.
+    The ranges of the activations are chosen first, by what all in INT8 finds on the calibration
+    images. When quantising everything still costs too much, the parts of the network are ordered by
+    the damage that each does alone on these images, and the fewest of the worst that must stay in
+    float are found by bisection. The validation images judge, and choose nothing else.
 
     Args:
         measure_map: mAP of a Predictor on the validation images.
-        fp32_map: mAP of the source on them.
-        max_map_drop: the budget; when no choice holds it the result is not `accepted`.
+        fp32_map: mAP that the budget counts from.
+        max_map_drop: the budget; when no choice holds it, the result is the one that costs least,
+            and not `accepted`.
     """
     groups = quantiser.groups()
+    agreement = Agreement(quantiser)
+    estimator = best_estimator(quantiser, agreement)
     trials: list[dict[str, Any]] = []
-    kept_drop: dict[int, float] = {}
+    drops: dict[int, float] = {}  # parts in float -> mAP drop
 
     def attempt(float_groups: Sequence[str]) -> bool:
         nodes = [node for group in float_groups for node in groups[group]]
-        quantiser.write(target, nodes)
+        quantiser.write(target, nodes, estimator)
         value = measure_map(quantiser.predictor(target))
-        drop = kept_drop[len(float_groups)] = fp32_map - value
+        drop = drops[len(float_groups)] = fp32_map - value
         trials.append({"float_groups": list(float_groups), "map": value, "map_drop": drop})
         log.info("INT8 with %s in float: mAP drop %.4f", ", ".join(float_groups) or "nothing", drop)
         return drop <= max_map_drop
 
-    worst: list[str] = []
-    count = 0
-    accepted = attempt(())
-    if not accepted:
-        worst = rank_by_damage(quantiser, groups)[:-1]  # all in float is not INT8
-        low, count = 0, len(worst)
-        accepted = attempt(worst)
-        while accepted and count - low > 1:
-            middle = (low + count) // 2
-            low, count = (low, middle) if attempt(worst[:middle]) else (middle, count)
-        if len(trials[-1]["float_groups"]) != count:
-            accepted = attempt(worst[:count])
-    int8_layers, layers = quantiser.count_int8_layers(target)
+    if not attempt(()):
+        worst = rank_by_damage(quantiser, groups, estimator, agreement)
+        del worst[-1]  # all in float is not INT8
+        low, high = 0, len(worst)
+        holds = attempt(worst)
+        while holds and high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if attempt(worst[:middle]) else (middle, high)
+        chosen = high if holds else min(drops, key=lambda count: drops[count])
+        if len(trials[-1]["float_groups"]) != chosen:
+            attempt(worst[:chosen])
+    last = trials[-1]
     return StaticResult(
-        kept_drop[count], tuple(worst[:count]), accepted, int8_layers, layers, tuple(trials)
+        last["map_drop"],
+        tuple(last["float_groups"]),
+        estimator,
+        last["map_drop"] <= max_map_drop,
+        *quantiser.count_int8_layers(target),
+        tuple(trials),
     )
 
 
-def rank_by_damage(quantiser: Quantiser, groups: dict[str, list[str]]) -> list[str]:
-    """Names of the groups, first the one whose quantisation alone changes the detections most.
+class Agreement:
+    """How much of what FP32 finds on the calibration images a quantised file finds there: mAP with
+    FP32's confident detections as the truth, 1.0 where there are none."""
 
-    The change is measured on calibration images, as mAP with FP32's confident detections as the
-    truth, so that the validation images do not choose.
-    """
-    calibration = quantiser.calibration
-    images = [read_image(record.path, (record.width, record.height)) for record in calibration]
-    predict = onnx_fp32.predictor(quantiser.source)
-    expected = [predict([image])[0] for image in images]
-    classes = max((int(found.labels.max()) for found in expected if len(found.labels)), default=1)
-    truth = _as_truth(calibration, expected, classes)
-    agreement = {}
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / f"part{quantiser.suffix}"
-        for name in groups:
-            others = [node for other in groups if other != name for node in groups[other]]
-            quantiser.write(target, others)
-            predict = quantiser.predictor(target)
-            value = coco_map(truth, [predict([image])[0] for image in images])["map"]
-            agreement[name] = 1.0 if value is None else value
-            log.info("  %s alone in INT8: agreement %.3f", name, agreement[name])
-    return sorted(agreement, key=lambda name: agreement[name])
+    def __init__(self, quantiser: Quantiser):
+        self._quantiser = quantiser
+
+    @cached_property
+    def _images(self) -> list[np.ndarray]:
+        records = self._quantiser.calibration
+        return [read_image(record.path, (record.width, record.height)) for record in records]
+
+    @cached_property
+    def _truth(self) -> CocoSplit:
+        predict = onnx_fp32.predictor(self._quantiser.source)
+        expected = [predict([image])[0] for image in self._images]
+        classes = max(
+            (int(found.labels.max()) for found in expected if len(found.labels)), default=1
+        )
+        return _as_truth(self._quantiser.calibration, expected, classes)
+
+    def of(self, float_nodes: Sequence[str], estimator: str) -> float:
+        """Of the file with these nodes in float and the others in INT8."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"part{self._quantiser.suffix}"
+            self._quantiser.write(file, float_nodes, estimator)
+            predict = self._quantiser.predictor(file)
+            found = [predict([image])[0] for image in self._images]
+        value = coco_map(self._truth, found)["map"]
+        return 1.0 if value is None else value
+
+
+def best_estimator(quantiser: Quantiser, agreement: Agreement) -> str:
+    """The first of the quantiser's ways to choose ranges with which all in INT8 finds most."""
+    if len(quantiser.estimators) == 1:
+        return quantiser.estimators[0]
+    found = {name: agreement.of((), name) for name in quantiser.estimators}
+    for name, value in found.items():
+        log.info("  all in INT8, ranges %s: agreement %.3f", name, value)
+    return max(found, key=lambda name: found[name])
+
+
+def rank_by_damage(
+    quantiser: Quantiser, groups: dict[str, list[str]], estimator: str, agreement: Agreement
+) -> list[str]:
+    """Names of the groups, first the one whose quantisation alone changes the detections most."""
+    found = {}
+    for name in groups:
+        others = [node for other in groups if other != name for node in groups[other]]
+        found[name] = agreement.of(others, estimator)
+        log.info("  %s alone in INT8: agreement %.3f", name, found[name])
+    return sorted(found, key=lambda name: found[name])
 
 
 def _as_truth(
@@ -174,10 +218,9 @@ def format_within_budget(
     quantiser: Quantiser,
 ) -> Format:
     """Quantises into `file` within the mAP budget, if that can be; the row says what it took."""
-    val, budget = ingredients.val, ingredients.max_map_drop
+    measure, budget = ingredients.val.map_of, ingredients.max_map_drop
     log.info("Quantising %s", file.name)
-    fp32_map = val.map_of(onnx_fp32.predictor(quantiser.source))
-    result = quantize_within_budget(quantiser, file, val.map_of, fp32_map, budget)
+    result = quantize_within_budget(quantiser, file, measure, ingredients.baseline_map, budget)
     log.info(
         "%s: %d of %d layers became INT8; left in float by the search: %s",
         file.name,
@@ -197,6 +240,7 @@ def format_within_budget(
         extra={
             "quantized": {"int8": result.int8_layers, "all": result.layers},
             "float_groups": list(result.float_groups),
+            "ranges": result.estimator,
             "search": list(result.trials),
         },
     )

@@ -30,9 +30,9 @@ def build(ingredients: Ingredients) -> Format:
 
     file = ingredients.folder / "model_fp16.onnx"
     log.info("Exporting %s", file.name)
-    graph = InferenceGraph(copy.deepcopy(ingredients.loaded.model))
+    graph = InferenceGraph(copy.deepcopy(ingredients.exported.model))
     replace_heavy_modules(graph, lambda module: InPrecision(module, torch.float16))
-    write_onnx(graph, file, metadata(ingredients.loaded, graph))
+    write_onnx(graph, file, metadata(ingredients.exported, graph))
     return Format(
         NAME,
         file,

@@ -16,7 +16,8 @@ def build(ingredients: Ingredients) -> Format:
     """Writes model.onnx, unless another format has asked for it before."""
     file = ingredients.onnx()
     extra = {"export_gate": ingredients.onnx_parity}
-    return Format(NAME, file, RUNTIME, predictor(file), extra=extra)
+    budget = ingredients.fp32_map_drop
+    return Format(NAME, file, RUNTIME, predictor(file), max_map_drop=budget, extra=extra)
 
 
 def predictor(file: Path) -> "Predictor":

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phase4_deployment.activation_ranges import ESTIMATORS, SeenActivations, look_at
 from phase4_deployment.formats import onnx_fp32
 from phase4_deployment.formats.base import Format, Ingredients
 
@@ -23,16 +25,24 @@ class OnnxQuantiser:
     source: Path
     calibration: "Sequence[ImageRecord]"
     suffix: str = ".onnx"
+    estimators: tuple[str, ...] = ESTIMATORS
+
+    @cached_property
+    def activations(self) -> SeenActivations:
+        from phase4_deployment.quantization import QUANTIZED_OPERATORS
+
+        return look_at(self.source, self.calibration, QUANTIZED_OPERATORS)
 
     def groups(self) -> dict[str, list[str]]:
         from phase4_deployment import quantization
 
         return quantization.layer_groups(self.source)
 
-    def write(self, target: Path, float_nodes: Sequence[str]) -> None:
+    def write(self, target: Path, float_nodes: Sequence[str], estimator: str) -> None:
         from phase4_deployment import quantization
 
-        quantization.quantize_static(self.source, target, self.calibration, float_nodes)
+        ranges = self.activations.ranges(estimator)
+        quantization.quantize_static(self.source, target, ranges, float_nodes)
 
     def predictor(self, file: Path) -> "Predictor":
         return onnx_fp32.predictor(file)

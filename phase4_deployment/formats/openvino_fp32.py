@@ -22,7 +22,8 @@ def build(ingredients: Ingredients) -> Format:
 
     file = ingredients.folder / "model_openvino.xml"
     openvino_runtime.convert(ingredients.onnx(), file)
-    return Format(NAME, file, RUNTIME, predictor(file))
+    budget = ingredients.fp32_map_drop
+    return Format(NAME, file, RUNTIME, predictor(file), max_map_drop=budget)
 
 
 def predictor(file: Path) -> "Predictor":

@@ -23,6 +23,7 @@ class OpenVinoQuantiser:
     source: Path
     calibration: "Sequence[ImageRecord]"
     suffix: str = ".xml"
+    estimators: tuple[str, ...] = ("NNCF's",)
 
     def groups(self) -> dict[str, list[str]]:
         from common import openvino_runtime
@@ -33,7 +34,7 @@ class OpenVinoQuantiser:
         quantised = {name: [n for n in nodes if n in layers] for name, nodes in groups.items()}
         return {name: nodes for name, nodes in quantised.items() if nodes}
 
-    def write(self, target: Path, float_nodes: Sequence[str]) -> None:
+    def write(self, target: Path, float_nodes: Sequence[str], estimator: str) -> None:
         from common import openvino_runtime
         from common.coco import read_image
 

@@ -22,8 +22,9 @@ def build(ingredients: Ingredients) -> Format:
 
     file = ingredients.folder / "model.pt2"
     log.info("Exporting %s", file.name)
-    program = export_program(InferenceGraph(ingredients.loaded.model), file)
-    return Format(NAME, file, RUNTIME, graph_predictor(program, torch.device("cpu")))
+    program = export_program(InferenceGraph(ingredients.exported.model), file)
+    predict = graph_predictor(program, torch.device("cpu"))
+    return Format(NAME, file, RUNTIME, predict, max_map_drop=ingredients.fp32_map_drop)
 
 
 def export_program(graph: "InferenceGraph", path: Path) -> Any:

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.cli import UserError
 from phase4_deployment.formats import pytorch_fp32
-from phase4_deployment.formats.base import Format, Ingredients
+from phase4_deployment.formats.base import Format, Ingredients, unavailable
 
 if TYPE_CHECKING:
     from common.models import Predictor
@@ -15,7 +16,10 @@ RUNTIME = "pytorch"
 
 def build(ingredients: Ingredients) -> Format:
     """For comparison only: written beside the package."""
-    item = quantise(ingredients, ingredients.scratch / "model_int8_dynamic.pth")
+    try:
+        item = quantise(ingredients, ingredients.scratch / "model_int8_dynamic.pth")
+    except UserError as error:
+        item = unavailable(NAME, RUNTIME, f"{error.what} – {error.remedy}")
     item.is_shipped = False
     return item
 

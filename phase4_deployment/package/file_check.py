@@ -19,6 +19,8 @@ def file_findings(folder: Path) -> list[str]:
     """One line for each file that is not as package_info.json says."""
     try:
         files = json.loads((folder / INFO).read_text(encoding="utf-8"))["files"]
+        if not all(is_inside(name) for name in files):
+            raise ValueError
         return list(_compared(folder, files))
     except FileNotFoundError:
         return [f"{INFO}: is missing – {COPY_AGAIN}"]
@@ -26,6 +28,12 @@ def file_findings(folder: Path) -> list[str]:
         return [f"{error.filename or INFO}: cannot be read ({error.strerror}) – {MAY_READ}"]
     except (KeyError, TypeError, AttributeError, ValueError):
         return [f"{INFO}: is damaged – {COPY_AGAIN}"]
+
+
+def is_inside(name: str) -> bool:
+    """Whether a listed name, as common/cli.py, leads to a file in the folder of the list."""
+    parts = name.replace("\\", "/").split("/")
+    return ":" not in name and not {"", ".", ".."} & set(parts)
 
 
 def _compared(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

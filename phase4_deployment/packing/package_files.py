@@ -1,10 +1,12 @@
 """The deployment folder and its archive: the small files, and putting both in place whole."""
 
 import contextlib
+import glob
 import os
 import shlex
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ from common import artifacts, paths
 from common.cli import UserError
 from phase4_deployment.formats.base import OK
 from phase4_deployment.package import command_line
-from phase4_deployment.package.file_check import INFO
+from phase4_deployment.package.file_check import INFO, is_inside
 from phase4_deployment.packing.golden_image import write_golden
 from phase4_deployment.packing.shipped_modules import DETECT, SERVE, shipped_files
 
@@ -44,6 +46,8 @@ uvicorn>=0.30
 python-multipart>=0.0.20  # pictures that are sent as forms
 """
 ARCHIVE = "package.zip"  # beside the folder in work, until both take their places
+OLD = "old"  # beside it, the package that is replaced
+ABANDONED_S = 24 * 3600.0  # a folder in work that nobody wrote to for so long is a killed process's
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # that a .zip can tell
 
 
@@ -55,12 +59,14 @@ def package_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder beside `target` that takes its place when the body succeeds, and with
     it the archive that `write_archive` made of it.
 
-    On failure an older package stays as it was. Files that belong to no package move over.
+    On failure an older package stays as it was. Files that belong to no package move over. Where a
+    process was killed in between, its work is brought to an end first.
 
     Raises:
         UserError: `target` holds other people's files, a file of theirs is where the package wants
             one, or something cannot be written or moved.
     """
+    _finish_killed(target)
     check_target(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +82,11 @@ def package_folder(target: Path) -> Iterator[Path]:
     except NotMovedBackError:
         is_rubbish = False  # what could not be moved back is still in there
         raise
+    except OSError as error:
+        if error.errno not in artifacts.DISK_ERRORS:
+            raise
+        what = f"cannot be written ({error.strerror})"
+        raise UserError(target, what, "free some space there") from error
     finally:
         if is_rubbish:
             shutil.rmtree(work, ignore_errors=True)
@@ -92,15 +103,16 @@ def _take_places(work: Path, target: Path) -> None:
         UserError: something cannot be moved, or would replace somebody's file.
         NotMovedBackError: and not everything could be moved back.
     """
-    new, packed = work / "new", work / ARCHIVE
-    moves = [(target / name, new / name) for name in _other_files(target)]
-    for source, place in moves:
-        if place.exists():
+    new, old, packed = work / "new", work / OLD, work / ARCHIVE
+    others = _other_files(target)
+    for name in others:
+        if (new / name).exists():
             what = "is no file of the older package, but the new one has a file of that name"
-            raise UserError(source, what, "move it elsewhere")
-        place.parent.mkdir(parents=True, exist_ok=True)
-    moves += [(target, work / "old")] if target.exists() else []
-    moves += [(new, target)]
+            raise UserError(target / name, what, "move it elsewhere")
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+    moves = [(target, old)] if target.exists() else []
+    # What is moved last is still in the older package if a process is killed: see _finish_killed.
+    moves += [(new, target), *((old / name, target / name) for name in others)]
     begun: list[tuple[Path, Path]] = []
     try:
         for source, place in moves:
@@ -117,6 +129,37 @@ def _take_places(work: Path, target: Path) -> None:
     except BaseException:  # Ctrl-C
         _move_back(begun, work)
         raise
+
+
+def _finish_killed(target: Path) -> None:
+    """After a process was killed while a package took its place, the older one comes back or, where
+    the new one is in place, what a person kept in the older one moves over. Rubbish goes.
+
+    Raises:
+        UserError: something cannot be moved.
+    """
+    for work in target.parent.glob(f".tmp-{glob.escape(target.name)}-*"):
+        old = work / OLD
+        try:
+            if old.is_dir() and not target.exists():
+                os.replace(old, target)
+            elif old.is_dir():
+                for name in _other_files(old):
+                    (target / name).parent.mkdir(parents=True, exist_ok=True)
+                    if not os.path.lexists(target / name):
+                        os.replace(old / name, target / name)
+            elif time.time() - _last_change(work) < ABANDONED_S:
+                continue  # somebody may be at work in it
+        except OSError as error:
+            what = f"holds what is left of an older package ({error.strerror or error})"
+            raise UserError(work, what, "move it by hand before anything else") from error
+        if not old.is_dir() or not _other_files(old):
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _last_change(folder: Path) -> float:
+    """When anything in a folder was last written."""
+    return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
 def _move_back(begun: Sequence[tuple[Path, Path]], work: Path) -> None:
@@ -181,7 +224,8 @@ def _is_archive(path: Path) -> bool:
     """Whether it is a .zip with a package in it."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.split("/")[1:] == [INFO] for name in archive.namelist())
+            names = [name for name in archive.namelist() if name.split("/")[1:] == [INFO]]
+            return bool(names) and all(is_inside(name.rstrip("/")) for name in archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
 
@@ -194,7 +238,11 @@ def _packaged(folder: Path) -> set[str]:
     """
     names = {INFO, "model.onnx", "model.onnx.json"}
     if (folder / INFO).is_file():
-        names |= set(artifacts.read_json(folder / INFO).get("files", {}))
+        listed = artifacts.read_json(folder / INFO)
+        files = listed.get("files", {}) if isinstance(listed, dict) else None
+        if not isinstance(files, dict) or not all(is_inside(name) for name in files):
+            raise UserError(folder / INFO, "is damaged", "choose another --output-dir")
+        names |= set(files)
     return names
 
 
@@ -254,6 +302,7 @@ def write_small_files(
     artifacts.write_text(folder / "README.md", readme(loaded, shipped, report, golden_boxes))
     info = {
         **{key: report[key] for key in ("command", "created", "environment", "inputs")},
+        "max_proposals": report["max_proposals"],
         "schema": f"package/{artifacts.SCHEMA_VERSION}",
         "architecture": loaded.architecture,
         "class_names": list(loaded.class_names),
@@ -328,6 +377,7 @@ def readme(
         by_name={row["name"]: row for row in rows},
         environment=report["environment"],
         images=report["val_images"],
+        proposals=report["max_proposals"],
         latency_budget_ms=report["latency_budget_ms"],
         created=report["created"],
         tried_in=report["tried_in"],

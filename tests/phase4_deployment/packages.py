@@ -48,12 +48,14 @@ def build_package(
     images: Sequence[np.ndarray],
     *,
     reason: str | None = None,
+    proposals: int = 1000,
     **changes: Any,
 ) -> None:
     """Writes a package whose model_int8.onnx is the FP32 one.
 
     Args:
         reason: why it could not be tried in a clean environment.
+        proposals: that exported graphs look at, of 1000.
         changes: those of its row.
     """
     folder.mkdir(parents=True)
@@ -74,6 +76,7 @@ def build_package(
         "val_images": len(images),
         "tried_in": {"clean": reason is None, "reason": reason},
         "latency_budget_ms": 100.0,
+        "max_proposals": {"model": 1000, "exported": proposals},
     }
     package_files.write_small_files(folder, exported.loaded, rows, report, images)
 

@@ -1,5 +1,6 @@
 """The deployment folder: complete, true to its checksums, verified, replaced only as a whole."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from common.models import Detections, load_model
 from phase4_deployment import cold_start, export_all, export_onnx, measuring
 from phase4_deployment.formats import catalogue, pytorch_export
 from phase4_deployment.formats.base import Format
-from phase4_deployment.packing import package_files
+from phase4_deployment.packing import package_files, package_trial
 from phase4_deployment.packing.shipped_modules import shipped_files
 from tests.phase4_deployment.conftest import CATEGORY_IDS, CLASS_NAMES
 from tests.phase4_deployment.test_quantization import load_in_model_order, write_data
@@ -74,7 +75,7 @@ def build(exported, data, tmp_path, monkeypatch):
     monkeypatch.setattr(pytorch_export, "export_program", export_program)
     monkeypatch.setattr(cold_start, "measure_cold_starts", load_stub)
 
-    def call(max_map_drop: float = 1.0) -> Path:
+    def call(max_map_drop: float = 1.0, max_proposals: int | None = None) -> Path:
         export_all.export_all(
             exported.model_path,
             data,
@@ -89,6 +90,7 @@ def build(exported, data, tmp_path, monkeypatch):
             latency_budget_ms=100.0,
             seed=0,
             metrics=tmp_path / "metrics",
+            max_proposals=max_proposals,
         )
         return tmp_path / "deployment"
 
@@ -102,6 +104,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(export_all, "check_package", lambda *_: {})
 
 
+@pytest.mark.fault("P4-48")
 def test_package_is_complete_and_true_to_its_checksums(build, exported, tmp_path):
     package = build()
     assert files_in(package) == FILES
@@ -205,6 +208,7 @@ def test_rejected_int8_is_left_out_and_told(build, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.fault("P4-19")
 def test_a_format_that_fails_is_a_row_and_the_rest_is_in_place(build, tmp_path, monkeypatch):
     def fail(graph, path):
         path.write_bytes(b"half")
@@ -224,6 +228,54 @@ def test_a_format_that_fails_is_a_row_and_the_rest_is_in_place(build, tmp_path, 
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("asked", "exported_look_at"), [(None, 150), (30, 30)], ids=["all", "fewer"]
+)
+def test_the_package_tells_at_how_many_proposals_it_looks(build, tmp_path, asked, exported_look_at):
+    package = build(max_proposals=asked)
+    expected = {"model": 150, "exported": exported_look_at}
+    assert artifacts.read_json(package / "package_info.json")["max_proposals"] == expected
+    report = artifacts.read_json(tmp_path / "metrics" / "export.json")
+    assert report["max_proposals"] == expected
+    readme = " ".join((package / "README.md").read_text(encoding="utf-8").split())
+    told = "looks at the 30 best proposals of an image instead of the 150 that model.pth and"
+    assert (told in readme) == (asked is not None)
+
+
+@pytest.mark.parametrize("max_map_drop", [None, 0.02])
+def test_only_what_must_equal_pytorch_is_tried_against_it(monkeypatch, max_map_drop):
+    """With fewer proposals the packed file must find what it found when it was measured."""
+
+    def predictor(score: float):
+        found = Detections(np.zeros((1, 4), np.float32), np.float32([score]), np.int64([1]))
+        return lambda images: [found for _ in images]
+
+    tried = {}
+
+    class Trial:
+        def run(self, *_):
+            pass
+
+        def picture_parity(self, name, image, expected, category_ids):
+            tried[name] = float(expected.scores[0])
+
+        def tracks(self, name, image):
+            return 1
+
+    monkeypatch.setattr(package_trial, "unpacked", lambda *_: contextlib.nullcontext(Trial()))
+    formats = [
+        Format("pytorch_fp32", Path("model.pth"), "pytorch", predictor(0.25)),
+        Format("onnx_fp32", Path("a.onnx"), "onnxruntime", predictor(0.5), None, max_map_drop),
+        Format("onnx_int8", Path("b.onnx"), "onnxruntime", predictor(0.75), None, 0.02),
+    ]
+    rows = [{"name": item.name, "status": "ok"} for item in formats]
+    val = SimpleNamespace(images=[np.zeros((8, 8, 3), np.uint8)])
+    loaded = SimpleNamespace(category_ids=(1,))
+    export_all.check_package(Path("a.zip"), Path("python"), formats, rows, val, loaded)
+    assert tried == {"a.onnx": 0.25 if max_map_drop is None else 0.5, "b.onnx": 0.75}
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_default_model_that_is_rejected_is_told_by_its_own_status(build, tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "verdict", lambda item, *_: "rejected: a box differs by 3.00 px")
     with pytest.raises(UserError, match=r"rejected: a box differs .* no package without it"):
@@ -232,6 +284,7 @@ def test_a_default_model_that_is_rejected_is_told_by_its_own_status(build, tmp_p
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.fault("P4-19")
 def test_without_what_the_package_runs_there_is_none(build, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("the exporter gave up")
@@ -266,55 +319,6 @@ def test_a_damaged_list_of_files_is_told_at_once_and_costs_nobody_a_file(tmp_pat
             build(while_building)
         assert (package / "results.csv").read_text(encoding="utf-8") == "mine"
         assert not list(tmp_path.glob(".tmp-*"))
-
-
-def row(matched=1.0, box_error=0.0, value=0.5) -> dict:
-    return {"parity": {"matched": matched, "max_box_error_px": box_error}, "map": value}
-
-
-@pytest.mark.parametrize(
-    ("measured", "max_map_drop", "expected"),
-    [
-        (row(), None, "ok"),
-        (row(matched=0.98), None, "rejected: 0.980 of the boxes matched"),
-        (row(box_error=0.6), None, "rejected: a box differs by 0.60 px"),
-        (row(value=0.502), None, "rejected: mAP changed by +0.0020"),
-        (row(matched=0.1, box_error=3.0, value=0.49), 0.02, "ok"),
-        (row(matched=0.1, box_error=3.0, value=0.47), 0.02, "rejected: mAP drop 0.0300"),
-        (row(value=None), 0.02, "rejected: mAP drop 0.5000"),
-    ],
-)
-def test_verdict(measured, max_map_drop, expected):
-    item = Format("x", None, "pytorch", None, max_map_drop=max_map_drop)
-    assert measuring.verdict(item, measured, 0.5).startswith(expected)
-
-
-def batch(size: int, img_s: float, p90: float) -> dict:
-    return {"batch_size": size, "throughput_img_s": img_s, "latency_ms": {"p90": p90}}
-
-
-BATCHES = [batch(1, 20, 50), batch(2, 30, 70), batch(4, 39.9, 100), batch(8, 40.2, 200)]
-
-
-@pytest.mark.parametrize(
-    ("budget_ms", "expected"),
-    [(None, 4), (1000, 4), (200, 4), (100, 4), (99.9, 2), (60, 1), (49, None)],
-)
-def test_best_batch_is_the_smallest_of_the_fastest_within_the_budget(budget_ms, expected):
-    best = measuring.best_batch(BATCHES, *([] if budget_ms is None else [budget_ms]))
-    assert (best and best["batch_size"]) == expected
-
-
-def test_a_larger_batch_is_taken_where_it_brings_more_than_noise():
-    assert measuring.best_batch([*BATCHES, batch(16, 41.1, 400)])["batch_size"] == 16
-
-
-def test_large_batches_are_skipped_beyond_the_time_budget():
-    images = SimpleNamespace(batch=lambda size: list(range(size)))
-    item = Format("a", None, "pytorch", lambda batch: sum(x * x for x in range(20_000)))
-    times, skipped = measuring._time([item], images, 2, [1, 2, 100_000], 1.0, CPU, 0)
-    assert list(times) == [1, 2]
-    assert skipped == [100_000]
 
 
 def test_a_file_that_cannot_be_loaded_is_rejected_in_a_line(tmp_path):

@@ -10,6 +10,7 @@ import torch
 
 from common import artifacts
 from common.inference_graph import InferenceGraph, graph_predictor
+from common.models import limit_proposals, load_model
 from common.onnx_detector import OnnxDetector
 from phase4_deployment import export_onnx
 from phase4_deployment.checks import parity
@@ -30,6 +31,7 @@ def test_the_gate_compared_something_and_it_agreed(exported):
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("size", [(64, 64), (97, 131), (240, 30), (31, 33)])
+@pytest.mark.fault("P4-11")
 def test_equals_torchvision_on_pictures_the_gate_has_not_seen(exported, batch, size):
     rng = np.random.default_rng(batch)
     images = [random_scene(rng, *size) for _ in range(batch)]
@@ -39,6 +41,7 @@ def test_equals_torchvision_on_pictures_the_gate_has_not_seen(exported, batch, s
     assert measured["detections"] > 0
 
 
+@pytest.mark.fault("P4-13")
 def test_images_without_detections_beside_others(exported, tmp_path):
     """A file whose threshold lies between the best scores of the images of a batch."""
     graph = InferenceGraph(exported.loaded.model)
@@ -66,6 +69,7 @@ def constant(model: onnx.ModelProto, name: str) -> float:
     return float(onnx.numpy_helper.to_array(initializer)[0])
 
 
+@pytest.mark.fault("P4-21")
 def test_the_file_tells_what_it_is(exported):
     detector = OnnxDetector(exported.onnx_path, "cpu")
     assert detector.class_names == list(CLASS_NAMES)
@@ -73,6 +77,7 @@ def test_the_file_tells_what_it_is(exported):
     assert detector.metadata["architecture"] == "demo"
     assert (detector.metadata["min_size"], detector.metadata["max_size"]) == ("96", "192")
     assert float(detector.metadata["score_threshold"]) == 0.05
+    assert detector.metadata["max_proposals"] == "150"
     assert detector.metadata["source_sha256"] == artifacts.sha256(exported.model_path)
     assert detector.metadata["torch_version"] == torch.__version__
 
@@ -102,6 +107,7 @@ def copy_instead_of_export(exported, monkeypatch):
     monkeypatch.setattr(export_onnx, "write_onnx", write)
 
 
+@pytest.mark.fault("P4-22")
 def test_a_file_that_differs_is_refused_and_an_older_one_stays(
     exported, monkeypatch, tmp_path, capsys
 ):
@@ -121,6 +127,7 @@ def test_a_file_that_differs_is_refused_and_an_older_one_stays(
     assert output.read_text() == "the older file"
 
 
+@pytest.mark.fault("P4-22")
 def test_a_wrong_weight_is_noticed(exported):
     """The gate compares with the model given, so a file of other weights cannot pass."""
     model = copy.deepcopy(exported.loaded.model)
@@ -132,6 +139,7 @@ def test_a_wrong_weight_is_noticed(exported):
     assert measured["sensitivity"]["max_box_error_px"] < measured["max_box_error_px"]
 
 
+@pytest.mark.fault("P4-22")
 def test_a_wrong_resize_is_noticed(exported):
     """One pixel more on the resized image's short side, as rounding differently would give."""
     model = copy.deepcopy(exported.loaded.model)
@@ -160,15 +168,35 @@ def test_the_command_writes_the_file_and_its_report(exported, monkeypatch, tmp_p
     assert "Next:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_file_of_fewer_proposals_says_so_and_equals_pytorch_with_as_many(exported, tmp_path):
+    output = tmp_path / "model.onnx"
+    arguments = ["--model-path", exported.model_path, "--output", output, "--max-proposals", 3]
+    assert export_onnx.main([str(word) for word in arguments]) == 0
+    report = json.loads((tmp_path / "model.onnx.json").read_text())
+    assert report["max_proposals"] == 3
+    assert report["parity"]["holds"]
+    detector = OnnxDetector(output, "cpu")
+    assert detector.metadata["max_proposals"] == "3"
+    images = [[random_scene(np.random.default_rng(1), 96, 128)]]
+    model = load_model(exported.model_path, CPU).model
+    assert not parity.compare_with_torch(model, detector, images)["holds"]
+    limit_proposals(model, 3)
+    assert parity.compare_with_torch(model, detector, images)["holds"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--model-path", "missing.pth"], "missing.pth: no such file"),
         (["--output", "model.bin"], "must end in .onnx"),
         (["--device", "cuda"], "run on the CPU"),
-        (["--opset", "11"], "--opset"),
+        (["--opset", "11"], "'11' is unknown – choose from 18, 19, 20, 21, 22, 23"),
+        (["--opset", "99"], "'99' is unknown – choose from 18, 19, 20, 21, 22, 23"),
+        (["--max-proposals", "0"], "not 1 or more"),
     ],
 )
+@pytest.mark.fault("P4-01", "P4-10")
 def test_mistakes_are_told_in_one_line(arguments, message, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     try:

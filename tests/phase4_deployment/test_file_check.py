@@ -46,6 +46,7 @@ def test_an_untouched_package_has_none(folder):
         ),
     ],
 )
+@pytest.mark.fault("P4-27")
 def test_a_change_is_one_line_that_names_the_file(folder, change, line):
     change(folder)
     (found,) = file_check.file_findings(folder)
@@ -70,6 +71,18 @@ def test_folders_of_its_user_and_what_python_compiled_are_no_findings(folder):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     assert file_check.file_findings(folder) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "a/../../secret", "/etc/passwd", "C:\\x", "..\\secret", "a//b", "", "."]
+)
+def test_p4_49_a_list_with_names_outside_of_the_folder_is_damaged(folder, name):
+    (folder.parent / "secret").touch()
+    listed = json.loads((folder / "package_info.json").read_text(encoding="utf-8"))
+    listed["files"][name] = {"sha256": "0" * 64}
+    artifacts.write_json(folder / "package_info.json", listed)
+    (found,) = file_check.file_findings(folder)
+    assert found.startswith("package_info.json: is damaged – ")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from common import coco
 from common.cli import UserError
@@ -28,7 +29,7 @@ def run(exported, data, tmp_path, monkeypatch):
     monkeypatch.setattr(export_onnx, "export_onnx", export)
     monkeypatch.setattr(coco, "load_split", load_in_model_order)
 
-    def call(name: str, max_map_drop: float = 1.0):
+    def call(name: str, max_map_drop: float = 1.0, num_iterations: int = 2):
         quantize.quantize(
             exported.model_path,
             data,
@@ -36,7 +37,7 @@ def run(exported, data, tmp_path, monkeypatch):
             calibration_images=2,
             max_map_drop=max_map_drop,
             max_images=3,
-            num_iterations=2,
+            num_iterations=num_iterations,
             device_name="auto",
             seed=0,
             report_path=tmp_path / "quantization.json",
@@ -56,6 +57,14 @@ def test_pth_is_dynamic_and_can_be_loaded(run, tmp_path):
     assert (tmp_path / "quantized_model.json").is_file()
 
 
+@pytest.mark.parametrize(("rounds", "told"), [(6, 1), (7, 0)])
+def test_too_few_rounds_for_an_interval_are_told_once(run, caplog, rounds, told):
+    report = run("quantized_model.pth", num_iterations=rounds)
+    text = f"Speed-ups carry no interval, shown as [–]: {rounds} timed rounds, 7 needed"
+    assert caplog.messages.count(text) == told
+    assert (report["formats"][1]["speedup"]["ci95"] is None) == bool(told)
+
+
 def test_onnx_is_static_and_compared_with_both_fp32_models(run, tmp_path):
     report = run("small.onnx")
     assert report["schema"].startswith("quantization/")
@@ -73,11 +82,12 @@ def test_onnx_is_static_and_compared_with_both_fp32_models(run, tmp_path):
     assert rows["onnx_fp32"]["parity"]["matched"] >= 0.99
 
 
+@pytest.mark.fault("P4-43")
 def test_over_the_budget_the_older_file_stays_and_the_new_one_is_called_rejected(
     run, tmp_path, monkeypatch
 ):
     """INT8 that costs 0.5 mAP whatever stays in float is refused."""
-    static = int8_search.StaticResult(0.5, (), False, 1, 2, ())
+    static = int8_search.StaticResult(0.5, (), "widest", False, 1, 2, ())
 
     def fail_budget(quantiser, target, *_):
         shutil.copyfile(quantiser.source, target)
@@ -91,6 +101,43 @@ def test_over_the_budget_the_older_file_stays_and_the_new_one_is_called_rejected
     assert (tmp_path / "small.onnx").read_bytes() == b"older"
     report = json.loads((tmp_path / "quantization.json").read_text(encoding="utf-8"))
     assert report["formats"][-1]["status"].startswith("rejected")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".onnx"])
+def test_p4_41_no_image_to_calibrate_on_is_told(data, run, tmp_path, suffix):
+    file = data / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**content, "images": [], "annotations": []}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"instances_train\.json: the data set is empty"):
+        run(f"small{suffix}")
+    assert not [path for path in tmp_path.iterdir() if path.name != "data"]
+
+
+def test_p4_41_one_image_suffices(data, run, tmp_path):
+    file = data / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    one = {key: content[key][:1] for key in ("images", "annotations")}
+    file.write_text(json.dumps({**content, **one}), encoding="utf-8")
+    report = run("small.onnx")
+    assert report["calibration"]["images"] == 1
+    assert report["formats"][-1]["status"] == "ok"
+    assert (tmp_path / "small.onnx").is_file()
+
+
+def test_p4_41_a_damaged_calibration_image_is_named_and_nothing_written(data, run, tmp_path):
+    (data / "images" / "train" / "train_2.png").write_bytes(b"no picture")
+    (tmp_path / "small.onnx").write_bytes(b"older")
+    with pytest.raises(UserError, match=r"train_2\.png: "):
+        run("small.onnx")
+    assert (tmp_path / "small.onnx").read_bytes() == b"older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "small.onnx"]
+
+
+def test_p4_42_without_an_engine_dynamic_int8_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["none"])
+    with pytest.raises(UserError, match=r"dynamic INT8: .* without an engine .* \.onnx instead"):
+        run("quantized_model.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_unknown_suffix_is_refused_before_anything_is_loaded(run):

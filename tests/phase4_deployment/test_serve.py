@@ -115,6 +115,7 @@ async def _request(port: int, body: bytes) -> int | str:
         return repr(error)
 
 
+@pytest.mark.fault("P4-50")
 def test_a_thousand_requests_at_once_are_answered_or_put_off(server, tmp_path):
     write_picture(tmp_path / "a.jpg")
     body = (tmp_path / "a.jpg").read_bytes()
@@ -142,6 +143,7 @@ def test_a_thousand_requests_at_once_are_answered_or_put_off(server, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.fault("P4-51")
 def test_a_signal_ends_it_when_all_that_was_accepted_is_answered(package, tmp_path, number):
     write_picture(tmp_path / "a.jpg", 480, 640)
     body = (tmp_path / "a.jpg").read_bytes()
@@ -200,6 +202,7 @@ def test_a_second_signal_is_not_waited_for(package):
         (["--prot", "80"], "did you mean --port?"),
     ],
 )
+@pytest.mark.fault("P4-52")
 def test_mistakes_are_one_line_and_status_2(package, tmp_path, options, message):
     (tmp_path / "damaged.onnx").write_bytes(b"damaged")
     with socket.create_server(("127.0.0.1", 0)) as used:
@@ -216,6 +219,7 @@ def test_mistakes_are_one_line_and_status_2(package, tmp_path, options, message)
     assert done.error.count("\n") == 0
 
 
+@pytest.mark.fault("P4-37")
 def test_cuda_asked_for_and_absent_is_an_error(package, tmp_path):
     import torch
 

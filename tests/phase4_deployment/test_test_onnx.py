@@ -111,6 +111,7 @@ def test_a_runtime_that_cannot_run_the_file_is_named(exported, pictures, monkeyp
     assert rows_of(pictures)["openvino"]["status"] == "failed"
 
 
+@pytest.mark.fault("C-08")
 def test_what_is_missing_is_told_and_no_failure_unless_asked_for(
     exported, pictures, tmp_path, monkeypatch, capsys
 ):
@@ -136,6 +137,7 @@ def test_what_is_missing_is_told_and_no_failure_unless_asked_for(
 
 
 @pytest.mark.parametrize("options", [["--device", "cuda"], ["--runtimes", "onnxruntime-cuda"]])
+@pytest.mark.fault("P4-37")
 def test_cuda_asked_for_and_absent_is_an_error(exported, pictures, monkeypatch, capsys, options):
     import onnxruntime
 
@@ -215,6 +217,7 @@ def test_another_checkpoint_is_noticed(exported, pictures, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "text"])
+@pytest.mark.fault("P4-23", "P4-24", "P4-25", "P4-26")
 def test_a_damaged_file_is_one_line_and_status_2(exported, pictures, tmp_path, capfd, damage):
     path = tmp_path / "damaged.onnx"
     content = exported.onnx_path.read_bytes()

@@ -2,25 +2,30 @@
 
 import asyncio
 import contextlib
+import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from phase4_deployment.package.serving.pipeline import Limits
+from phase4_deployment.package.serving.pipeline import DECODERS, Limits
 from phase4_deployment.package.serving.refusal import CLIENT_LEFT, RefusedError
 
 if TYPE_CHECKING:
     from fastapi import Request
 
-LARGEST_AT_A_TIME = 16  # so many bodies of the largest size may be in memory
+LARGEST_AT_A_TIME = 16  # so many bodies of the largest size may be in memory, with their copies
 LINGER_S = 2.0  # for a client to send what nobody wants, and then to read why
 MEBIBYTE = 1024 * 1024
 
 
 class Memory:
-    """Bytes of all bodies that are held, those half read among them."""
+    """Bytes of all bodies that are held, those half read among them.
+
+    Each is there once: the only copy is the file that a decoder takes out of a form, for which the
+    limit leaves room.
+    """
 
     def __init__(self, limits: Limits):
-        self.limit = LARGEST_AT_A_TIME * limits.max_bytes
+        self.limit = (LARGEST_AT_A_TIME - DECODERS) * limits.max_bytes
         self.held = 0
 
 
@@ -29,14 +34,14 @@ class Body:
 
     def __init__(self, request: "Request", limits: Limits, memory: Memory):
         self._request, self._limits, self._memory = request, limits, memory
-        self._data = bytearray()
+        self._data = io.BytesIO()  # gives its bytes away without copying them
         self._is_whole = False
 
     def __enter__(self) -> "Body":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._memory.held -= len(self._data)
+        self._memory.held -= self._data.tell()
 
     async def read(self) -> bytes:
         """The whole of it.
@@ -53,7 +58,7 @@ class Body:
         except asyncio.TimeoutError:
             what = f"the body has not arrived within {self._limits.body_s:g} s"
             raise RefusedError(408, what, "send it faster, or smaller") from None
-        return bytes(self._data)
+        return self._data.getvalue()
 
     async def discard(self) -> None:
         """Lets the client send the rest, but not for long: one that is cut off while it still sends
@@ -72,12 +77,12 @@ class Body:
             take(message.get("body", b""))
 
     def _keep(self, chunk: bytes) -> None:
-        if len(self._data) + len(chunk) > self._limits.max_bytes:
+        if self._data.tell() + len(chunk) > self._limits.max_bytes:
             raise self._too_large()
         if self._memory.held + len(chunk) > self._memory.limit:
             raise RefusedError(429, "too many pictures arrive", "try again later", 1)
         self._memory.held += len(chunk)
-        self._data += chunk
+        self._data.write(chunk)
 
     def _too_large(self) -> RefusedError:
         limit = f"{self._limits.max_bytes / MEBIBYTE:g} MiB"

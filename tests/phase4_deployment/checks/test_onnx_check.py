@@ -6,7 +6,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from common import artifacts, paths
-from phase4_deployment.checks import onnx_check, onnx_runtimes
+from common.models import proposals_of
+from phase4_deployment.checks import onnx_check, onnx_runtimes, parity
 from phase4_deployment.checks.onnx_check import OnnxCheck, find_checkpoint, holds_fewer_bits
 from phase4_deployment.checks.onnx_runtimes import Tools
 from tests.random_detectors import random_scene
@@ -38,6 +39,30 @@ def test_weights_in_a_file_beside_are_not_read_for_that(tmp_path):
     graph = helper.make_graph([], "graph", [], [], [weight])
     (tmp_path / "model.onnx").write_bytes(helper.make_model(graph).SerializeToString())
     assert holds_fewer_bits(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(("said", "limit"), [("7", 7), ("150", 150), (None, None), ("many", None)])
+def test_a_file_is_compared_with_pytorch_at_as_many_proposals(
+    exported, batches, tmp_path, monkeypatch, said, limit
+):
+    model = onnx.load(exported.onnx_path)
+    for place, entry in enumerate(model.metadata_props):
+        if entry.key == "max_proposals":
+            del model.metadata_props[place]
+            break
+    if said is not None:
+        model.metadata_props.add(key="max_proposals", value=said)
+    onnx.save_model(model, tmp_path / "model.onnx")
+    assert onnx_check.max_proposals(tmp_path / "model.onnx") == limit
+    seen = []
+
+    def reference(model, batches):
+        seen.append(proposals_of(model))
+        return parity.Reference([])
+
+    monkeypatch.setattr(parity, "torch_reference", reference)
+    OnnxCheck(tmp_path / "model.onnx", exported.model_path, batches, Tools())
+    assert seen == [limit or 150]
 
 
 def test_a_checkpoint_is_taken_by_its_content(tmp_path, monkeypatch):

@@ -6,41 +6,26 @@ import torch
 
 from common import artifacts
 from common.evaluation import compare_detections
-from common.models import stock_predictor
+from common.models import proposals_of, stock_predictor
 from phase4_deployment import measuring
 from phase4_deployment.formats import (
     aot_inductor,
     catalogue,
+    int8_search,
     onnx_fp16,
+    onnx_fp32,
+    onnx_int8,
     openvino_fp32,
     openvino_int8,
+    pytorch_export,
     pytorch_fp32,
+    pytorch_int8_dynamic,
     torchscript,
 )
-from phase4_deployment.formats.base import Format, Ingredients
-from phase4_deployment.quantization import calibration_records
-from tests.phase4_deployment.test_quantization import load_in_model_order, write_data
+from phase4_deployment.formats.base import Format
 from tests.random_detectors import random_scene
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def ingredients(exported, tmp_path) -> Ingredients:
-    """With the shared export in place of one of its own."""
-    data = write_data(tmp_path / "data", {"train": 3, "val": 2})
-    (tmp_path / "package").mkdir()
-    made = Ingredients(
-        exported.loaded,
-        folder=tmp_path / "package",
-        scratch=tmp_path,
-        calibration=calibration_records(load_in_model_order(data, "train"), 3),
-        val=measuring.ValImages(load_in_model_order(data, "val"), 2),
-        max_map_drop=0.02,
-        onnx_parity=exported.parity,
-    )
-    (made.folder / made.onnx_name).write_bytes(exported.onnx_path.read_bytes())
-    return made
 
 
 def agreement(item: Format, exported, images) -> dict:
@@ -121,6 +106,7 @@ def test_openvino_int8_is_smaller_and_near(ingredients, exported, images):
 
 
 @pytest.mark.parametrize("module", [openvino_fp32, openvino_int8])
+@pytest.mark.fault("C-08")
 def test_without_the_extras_a_row_says_what_is_missing(ingredients, monkeypatch, module):
     from common import environment
 
@@ -130,17 +116,27 @@ def test_without_the_extras_a_row_says_what_is_missing(ingredients, monkeypatch,
     assert item.predict is item.file is None
 
 
+def test_p4_42_dynamic_int8_without_an_engine_is_a_row_that_says_so(ingredients, monkeypatch):
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["none"])
+    item = pytorch_int8_dynamic.build(ingredients)
+    assert item.status.startswith("unavailable: this PyTorch was built without an engine")
+    assert item.predict is item.file is None
+    assert not item.is_shipped
+
+
 def test_aot_inductor_is_not_compiled_for_images_of_several_sizes(ingredients):
     ingredients.val.images = [np.zeros((8, 9, 3), np.uint8), np.zeros((9, 8, 3), np.uint8)]
     item = aot_inductor.build(ingredients)
-    assert item.status == ("unavailable: compiled for one image size, and the val images have 2")
+    why = "compiled for one image size, and the val images have 2 – give val images of one size"
+    assert item.status == f"unavailable: {why}"
 
 
 def test_aot_inductor_needs_a_compiler(ingredients, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     ingredients.val.images = ingredients.val.images[:1]
     item = aot_inductor.build(ingredients)
-    assert item.status == "unavailable: no C++ compiler (no-such-compiler)"
+    why = "no C++ compiler (no-such-compiler) – install one, or name it in CXX"
+    assert item.status == f"unavailable: {why}"
 
 
 @pytest.mark.slow
@@ -161,6 +157,51 @@ def test_the_checkpoint_is_a_plain_state_dict_for_a_model_that_torchvision_built
     assert item.file is not None
     state = artifacts.load_checkpoint(item.file)["model_state_dict"]
     assert state.keys() == exported.loaded.model.state_dict().keys()
+
+
+@pytest.mark.parametrize(("asked", "looked_at"), [(None, 150), (151, 150), (50, 50)])
+def test_fewer_proposals_are_for_what_is_exported_alone_and_judged_by_map(
+    ingredients, asked, looked_at
+):
+    ingredients.max_proposals = asked
+    assert proposals_of(ingredients.exported.model) == looked_at
+    assert proposals_of(ingredients.loaded.model) == 150, "the baseline is the whole model"
+    assert ingredients.exported.path == ingredients.loaded.path
+    assert ingredients.proposals == {"model": 150, "exported": looked_at}
+    budget = 0.02 if looked_at < 150 else None
+    assert onnx_fp32.build(ingredients).max_map_drop == budget
+    assert pytorch_fp32.build(ingredients).max_map_drop is None
+
+
+@pytest.mark.slow
+def test_every_exported_graph_looks_at_the_proposals_that_were_asked_for(ingredients):
+    ingredients.max_proposals, ingredients.onnx_parity = 3, None
+    ingredients.val.images = ingredients.val.images[:1]
+    one = ingredients.val.images
+    limited = stock_predictor(ingredients.exported.model, CPU)(one)
+    for module in (pytorch_export, aot_inductor, onnx_fp32, openvino_fp32):
+        item = module.build(ingredients)
+        assert item.status == "ok"
+        assert item.max_map_drop == 0.02
+        assert compare_detections(limited, item.predict(one))["matched"] == 1.0, item.name
+    whole = stock_predictor(ingredients.loaded.model, CPU)(one)
+    assert compare_detections(whole, limited)["matched"] < 0.9, "three proposals are too few"
+
+
+def test_the_budget_of_int8_counts_from_the_whole_model(ingredients, monkeypatch):
+    """Else fewer proposals and INT8 could lose it twice."""
+    seen = []
+
+    def search(quantiser, target, measure_map, fp32_map, max_map_drop):
+        seen.append((fp32_map, max_map_drop))
+        return int8_search.StaticResult(0.0, (), "widest", True, 1, 1, ())
+
+    monkeypatch.setattr(int8_search, "quantize_within_budget", search)
+    monkeypatch.setattr(onnx_int8.OnnxQuantiser, "predictor", lambda *_: None)
+    ingredients.max_proposals = 2
+    onnx_int8.build(ingredients)
+    whole = ingredients.val.map_of(stock_predictor(ingredients.loaded.model, CPU))
+    assert seen == [(whole, 0.02)]
 
 
 def test_every_format_is_a_file_of_the_catalogue():

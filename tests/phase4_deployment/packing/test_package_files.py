@@ -1,6 +1,9 @@
 """The archive: equal bytes for equal files, complete, and in place together with the folder."""
 
+import errno
+import json
 import os
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +68,7 @@ def test_folder_and_archive_take_their_places_together(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["deployment", "deployment.zip"]
 
 
+@pytest.mark.fault("P4-17")
 def test_a_failure_leaves_the_older_two(tmp_path):
     target = tmp_path / "deployment"
     with package_folder(target) as folder:
@@ -184,6 +188,55 @@ def test_somebodys_file_is_not_replaced_by_one_of_the_new_package(older, tmp_pat
     ):
         (folder / "z.txt").touch()
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("files", [{"../mine.txt": {}}, {"/mine.txt": {}}, ["a.txt"], 3])
+def test_p4_49_a_list_with_names_outside_of_the_folder_costs_nobody_a_file(older, tmp_path, files):
+    """It would make files beside the package some of it, which move when it is replaced."""
+    (tmp_path / "mine.txt").write_text("years", encoding="utf-8")
+    (older / INFO).write_text(json.dumps({"files": files}), encoding="utf-8")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"package_info\.json: is damaged"):
+        build_newer(older)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["../package_info.json", "/package_info.json", "a/package.json"])
+def test_p4_49_an_archive_is_looked_at_and_never_unpacked(tmp_path, name):
+    """200 MB of zeros in an archive of somebody else cost neither memory nor the archive."""
+    path = archive_path(tmp_path / "deployment")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, "{}")
+        with archive.open("a/zeros", "w", force_zip64=True) as bomb:
+            for _ in range(200):
+                bomb.write(bytes(1 << 20))
+    before = path.read_bytes()
+    assert len(before) < 1 << 20
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"deployment\.zip: is in the way and no package"):
+            build_newer(tmp_path / "deployment")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+    assert contents(tmp_path) == {"deployment.zip": before}
+
+
+def test_p4_17_a_full_disk_leaves_the_older_package(older, tmp_path):
+    def fill() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "model.pth", None, "new/model.pth")
+
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"deployment: cannot be written \(No space left"):
+        build_newer(older, fill)
+    assert contents(tmp_path) == before
+
+
+def test_p4_17_where_nothing_may_be_written_nothing_is_begun(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be written .* choose another --output-dir"):
+        build_newer(tmp_path / "file" / "deployment")
 
 
 @pytest.mark.parametrize("content", [b"years of work", None])

@@ -59,6 +59,7 @@ def test_a_file_of_tracks(tmp_path):
     assert read_tracks(file).shape == (0, 9)
 
 
+@pytest.mark.fault("P4-47")
 def test_the_package_agrees_with_the_project_on_a_picture_and_a_video(
     archive, clean_python, exported
 ):
@@ -87,6 +88,7 @@ def test_a_package_that_tracks_differently_is_noticed(package, clean_python, tmp
             trial.run("--verify")
 
 
+@pytest.mark.fault("P4-47")
 def test_an_environment_of_its_own_is_recorded_as_clean(tmp_path):
     python, tried_in = interpreter(tmp_path / "environment")
     assert tmp_path in python.parents

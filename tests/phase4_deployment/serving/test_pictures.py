@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import cv2
@@ -139,6 +140,19 @@ def test_a_form_gives_the_same_pixels():
     body = form(('name="note"', b"x" * 100), ('name="any"; filename="../../a.png"', data))
     found = decoded(BOUNDARY, body, ALL)
     np.testing.assert_array_equal(found, decoded("image/png", data, ALL))
+
+
+def test_the_file_of_a_form_is_the_only_copy():
+    """What bodies.Memory leaves room for."""
+    size = 4 << 20
+    body = form(('name="file"; filename="a.png"', b"\0" * size))
+    tracemalloc.start()
+    try:
+        assert len(pictures._file_of(BOUNDARY, body)) == size
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.3 * size
 
 
 FILE = ('name="a"; filename="a.jpg"', picture())

@@ -13,6 +13,7 @@ from phase4_deployment.package.serving.server import allow_many_connections, lis
 from tests.phase4_deployment.serving.running import TIMEOUT_S, Gate, Running, picture, wait_until
 
 
+@pytest.mark.fault("P4-52")
 def test_only_this_machine_can_reach_a_loopback_address():
     with listener("127.0.0.1", 0) as bound:
         assert bound.getsockname()[0] == "127.0.0.1"
@@ -21,6 +22,7 @@ def test_only_this_machine_can_reach_a_loopback_address():
             socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
 
 
+@pytest.mark.fault("P4-52")
 def test_a_port_in_use():
     with listener("127.0.0.1", 0) as bound:
         bound.listen()
@@ -37,6 +39,7 @@ def test_a_port_in_use():
         (errno.ENOBUFS, "--host here: cannot be served"),
     ],
 )
+@pytest.mark.fault("P4-52")
 def test_addresses_that_the_system_refuses(monkeypatch, number, message):
     class Refusing(socket.socket):
         def bind(self, address):
