@@ -287,12 +287,13 @@ def _seeds(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 0,1,2") from None
 
 
-def _recipe(args: argparse.Namespace, optimizer: str, min_size: int, steps: int) -> "Recipe":
+def plain_recipe(*, epochs: int, batch_size: int, optimizer: str, min_size: int) -> "Recipe":
+    """What the references do, without what they do not have."""
     from phase1_training.recipe import Recipe
 
     return Recipe(
-        epochs=-(-(args.rounds + WARMUP_STEPS) // steps),
-        batch_size=args.batch_size,
+        epochs=epochs,
+        batch_size=batch_size,
         accumulate=1,
         optimizer=optimizer,
         learning_rate=LEARNING_RATE[optimizer],
@@ -330,7 +331,12 @@ def _run(args: argparse.Namespace) -> None:
         args.min_size,
         args.max_size,
     )
-    recipe = _recipe(args, optimizer, min_size, steps)
+    recipe = plain_recipe(
+        epochs=-(-(args.rounds + WARMUP_STEPS) // steps),
+        batch_size=args.batch_size,
+        optimizer=optimizer,
+        min_size=min_size,
+    )
     log.info(environment.summary_line(str(device)))
     arms = Arms(build, train, recipe, device, args.workers, args.seed)
     speed = compare_speed(arms, args.rounds)

@@ -22,14 +22,24 @@ sends SIGINT, as any SIGTERM, on to the process group of each rank. They receive
 steps, and a rank that stopped at once would leave the others waiting. So each step asks
 `ranks.any(stop.received is not None)` (see common.stop_signal) and all stop after the same one.
 torchrun kills what is left after 30 s (`--shutdown-timeout`) and exits with 1 itself.
+
+**Restarts.** With `--max-restarts` torchrun starts all ranks again, with the same command, when one
+is lost, whatever its reason; with a c10d rendezvous on every machine, and each of its agents counts
+its own restarts. So a rank may be a restarted one although its own count is 0, and a count above 0
+may belong to a command that was refused at its first start. What a restart has to go on with is
+told by the launch: `Ranks.launches` names it, and every checkpoint that it has written.
+The agents also keep one store over restarts, in which a rank finds addresses of the last time. The
+connection then fails and costs a restart, unless SHARED_STORE tells them to make a new one.
 """
 
 import contextlib
 import logging
 import os
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -41,6 +51,7 @@ from common.environment import select_device
 # How long ranks wait for each other, for instance while the main one writes a checkpoint. A rank
 # that ends is noticed at once.
 TIMEOUT = timedelta(minutes=10)
+SHARED_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
 POLL_S = 0.2  # between two looks at whether the main rank is done with a long task
 BUCKET_BYTES = 25 * 2**20  # gradients travel together: fewer, larger messages
 Item = TypeVar("Item")
@@ -55,13 +66,27 @@ class Ranks:
         rank: this process's number, from 0.
         size: number of processes.
         device: where this rank computes.
+        launches: names of the torchrun agents that started the ranks, which keep them over
+            restarts and share them with no other launch; empty without torchrun.
+        restarts: how many of its `--max-restarts` torchrun has used; of several agents the one
+            that has used the most.
     """
 
     def __init__(self, rank: int, size: int, device: torch.device):
         self.rank = rank
         self.size = size
         self.device = device
-        self._tasks = 0
+        self.launches: tuple[str, ...] = ()
+        self.restarts = 0
+
+    def learn_of_launch(self) -> None:
+        """Fills `launches` and `restarts`, the same on all ranks."""
+        found = [agent for (agent,) in self.gather([_launched_by()])]
+        self.launches = tuple(sorted({name for name, _ in found if name}))
+        self.restarts = max(restarts for _, restarts in found)
+        shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        if self.is_main and shares_store and _number("TORCHELASTIC_MAX_RESTARTS", 0):
+            log.warning("Restarts may fail by what an earlier one left: set %s", SHARED_STORE)
 
     @property
     def is_main(self) -> bool:
@@ -130,8 +155,8 @@ class Ranks:
         if self.size == 1:
             yield
             return
-        self._tasks += 1
-        store, key = dist.distributed_c10d._get_default_store(), f"main rank, task {self._tasks}"
+        # A name of its own: torchrun may keep one store over restarts, with all that is in it.
+        store, key = dist.distributed_c10d._get_default_store(), self.broadcast(uuid.uuid4().hex)
         try:
             yield
         finally:
@@ -174,7 +199,9 @@ def join(device_name: str) -> Iterator[Ranks]:
     """
     rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if size == 1 or "RANK" not in os.environ:  # some clusters set WORLD_SIZE for all programs
-        yield Ranks(0, 1, select_device(device_name))
+        alone = Ranks(0, 1, select_device(device_name))
+        alone.learn_of_launch()
+        yield alone
         return
     device = _device_of_rank(device_name)
     _start(device)
@@ -182,7 +209,9 @@ def join(device_name: str) -> Iterator[Ranks]:
     if rank > 0:
         log.setLevel(max(level, logging.WARNING))
     try:
-        yield Ranks(rank, size, device)
+        ranks = Ranks(rank, size, device)
+        ranks.learn_of_launch()
+        yield ranks
     except BaseException:
         # Other ranks may never answer what is still under way on the GPU: not waited for.
         dist.distributed_c10d._abort_process_group()
@@ -198,6 +227,17 @@ def _number(variable: str, default: int) -> int:
     if not text.isdecimal():
         raise UserError(f"{variable}={text}", "not a whole number", "start the run with torchrun")
     return int(text)
+
+
+def _launched_by() -> tuple[str, int]:
+    """What names this rank's torchrun agent (empty without one), and the restarts it has counted.
+
+    An agent keeps the errors of its ranks in a folder of its own, which it makes anew for every
+    launch: NAME/attempt_0/0/error.json.
+    """
+    folders = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents
+    name = folders[2].name if len(folders) > 2 else ""
+    return name, _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def _device_of_rank(name: str) -> torch.device:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EPOCHS = {True: 8, False: 10}  # by "is it the demo model?"
 BATCH_SIZE = 4
 WORKERS = min(4, max(1, (os.cpu_count() or 1) // 2))  # the others compute
+SAVE_EVERY_S = 600.0
 LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}  # of SGD: for BATCH_SIZE images per step
 WEIGHT_DECAY = {"sgd": 0.0005, "adamw": 0.01}
 COLOR_JITTER = 0.2
@@ -30,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument(
         "--workers", type=cli.non_negative_int, default=WORKERS, help="loader processes"
+    )
+    run.add_argument(
+        "--save-every-s",
+        type=cli.positive_float,
+        default=SAVE_EVERY_S,
+        help="seconds between saves within an epoch; a run that is killed loses no more than this",
     )
     run.add_argument("--resume", action="store_true", help="continue the run in --output")
     run.add_argument("--overwrite", action="store_true", help="replace the run in --output")

@@ -36,6 +36,7 @@ class Run:
     seed: int
     start_from: models.LoadedModel | None
     pictures: dict[str, str]  # a digest of the pixels of each split, once they have been examined
+    save_every_s: float  # within an epoch
 
 
 def report(
@@ -69,6 +70,7 @@ def report(
         or stopped_early(history, trainer.recipe.patience),
         "stopped_early": stopped_early(history, trainer.recipe.patience),
         "ranks": trainer.ranks.size,
+        "launches": list(trainer.ranks.launches),
         "training_s": seconds,
         "images_per_s": images / seconds if seconds else None,
         "peak_memory_mib": peak_memory_mib,
@@ -196,5 +198,8 @@ def checkpoint_to_continue(run: Run, settings: dict[str, Any]) -> dict[str, Any]
         if saved.get(key) != value:
             shown = 12 if "sha256" in key else 80
             what = f"was trained with {key} {saved.get(key)!s:.{shown}}, not {value!s:.{shown}}"
-            raise UserError(path, what, "give the same, or start anew in another --output")
+            same = "give the same"
+            if key == "processes":
+                same += " (to torchrun one --nnodes, no MIN:MAX)"
+            raise UserError(path, what, f"{same}, or start anew in another --output")
     return checkpoint

@@ -6,7 +6,7 @@ network disks have no locks: there it is for the person to start one run at a ti
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,15 @@ def refuse_another_run(output: Path) -> None:
         raise UserError(output, "holds another run", remedy)
     remedy = "choose another --output or replace it with --overwrite"
     raise UserError(output / found[0], "is there already", remedy)
+
+
+def is_of_launch(output: Path, launches: Sequence[str]) -> bool:
+    """Whether last.pth was written under one of these torchrun agents, see `Ranks.launches`: the
+    ranks are restarted ones and have to go on with it."""
+    beside = artifacts.sidecar(output / "last.pth")
+    if not launches or not beside.is_file():
+        return False
+    return not set(launches).isdisjoint(artifacts.read_json(beside).get("launches") or ())
 
 
 def is_cleared(file: Path, output: Path) -> bool:

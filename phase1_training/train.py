@@ -5,6 +5,8 @@
     python phase1_training/train.py --data-path /path/to/coco --resume
     torchrun --nproc_per_node=2 phase1_training/train.py --data-path /path/to/coco   # two GPUs
 
+README_PHASE1.md has the commands for several machines, and for restarts after a failure.
+
 The data is examined first, see check_data.py. Writes last.pth (every epoch, every ten minutes and
 when it is stopped), best_model.pth (best mAP on the validation images) and trained_model.pth (the
 end) into --output, and training.json, training_log.csv and pictures into outputs/metrics, or into
@@ -79,6 +81,7 @@ def _prepare(args: argparse.Namespace) -> Run:
         seed=args.seed,
         start_from=start_from,
         pictures={},
+        save_every_s=args.save_every_s,
     )
 
 
@@ -135,6 +138,8 @@ def _run(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace, ranks: "Ranks") -> None:
     if args.amp == "fp16" and ranks.device.type == "cpu":
         raise UserError("--amp fp16", "needs a GPU", "use --amp bf16 or off")
+    if ranks.broadcast(run_folder.is_of_launch(args.output, ranks.launches)):
+        args.resume, args.overwrite = True, False  # whatever its first start was asked for
     run = _prepare(args)
     recipe = options.make_recipe(args, run, ranks)
     with contextlib.ExitStack() as held:

@@ -6,6 +6,7 @@ after best_model.pth has been written for it, and the report only of what last.p
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -31,7 +32,6 @@ from phase1_training.validation import Validation, validate
 
 STOPPING = "Stopping after this step, and saving; a second time ends at once"
 DIVERGED = 5.0  # times the lowest validation loss so far
-SAVE_INTERVAL_S = 600.0  # within an epoch; a run that is killed loses no more than this
 
 
 def train(
@@ -67,7 +67,9 @@ def train(
         if run_files.is_finished(run, recipe, history):
             log.info("The run is finished: nothing is changed")
             return artifacts.read_json(run.metrics / "training.json")
-        log.info("Continuing after %s", _position(trainer, history))
+        restarted = f"Restarted by torchrun ({ranks.restarts} of --max-restarts used): continuing"
+        how = restarted if ranks.restarts else "Continuing"
+        log.info("%s after %s", how, _position(trainer, history))
     if is_new and ranks.is_main:
         run_folder.clear(run)  # whatever can be wrong has been found right
     shapes = ", ".join(f"{width}x{height}" for height, width in loader.shapes())
@@ -290,7 +292,7 @@ class _Session:
         """Saves when it is time or a signal asks for it; all ranks do so after the same step."""
         rate = self.trainer.optimizer.param_groups[0]["lr"]
         self.board.step(self.trainer.steps_done, losses, rate)
-        due = time.monotonic() - self.saved_at > SAVE_INTERVAL_S
+        due = time.monotonic() - self.saved_at > self.run.save_every_s
         if self.ranks.any(due or self.stop.received is not None):
             self._save_last()
             self._stop_if_asked()
@@ -311,7 +313,11 @@ class _Session:
     def _resume_command(self) -> str:
         launcher = ["python"]
         if self.ranks.size > 1:
-            launcher = ["torchrun", f"--nproc_per_node={self.ranks.size}"]
+            per_node = int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks.size))
+            launcher = ["torchrun", f"--nproc_per_node={per_node}"]
+            if per_node < self.ranks.size:
+                launcher += [f"--nnodes={self.ranks.size // per_node}", "--rdzv-backend=c10d"]
+                launcher += ["--rdzv-endpoint=HOST:PORT"]
         flags = ("--overwrite", "--resume")
         return f"{environment.command_line(without=flags, launcher=launcher)} --resume"
 

@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from common import models, paths
 from common.models import build_model, freeze_norms, load_model, save_model
 from phase1_training import check_data, evaluate_detector, make_demo_data, setup_model, train
+from phase1_training.distributed import SHARED_STORE
 from tests.coco_data import write_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +34,8 @@ SCRIPTS = {
     f"phase1_training/{module.__name__.rsplit('.', 1)[1]}.py": module
     for module in (make_demo_data, check_data, setup_model, train, evaluate_detector)
 }
-OTHER_FLAGS = {"--nproc_per_node", "--logdir"}  # torchrun's and TensorBoard's
+OTHER_FLAGS = {"--nproc_per_node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}  # torchrun's
+OTHER_FLAGS |= {"--max-restarts", "--logdir"}  # and TensorBoard's
 SMALL = ["--min-size", "64", "--max-size", "96"]
 DEMO_ANCHORS = "8,12,16,24,32,40,48,64"  # as many as the demo architecture has
 
@@ -81,11 +84,11 @@ def run(words: list[str], folder: Path, data: Path) -> int:
     program, *words = [word.replace("/path/to/coco", str(data)) for word in words]
     if program == "python" and words[0] in SCRIPTS:
         return SCRIPTS[words[0]].main(shrunk(words[0], words[1:]))
-    if program == "torchrun" and words[1] in SCRIPTS:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", words[0]]
-        command = [*launcher, str(ROOT / words[1]), *shrunk(words[1], words[2:])]
-        environment = {**os.environ, "OUTPUTS_DIR": str(folder / "outputs")}
-        return subprocess.run(command, cwd=folder, env=environment, timeout=120).returncode
+    if program == "torchrun" and (scripts := [word for word in words if word in SCRIPTS]):
+        at = words.index(scripts[0])
+        return run_torchrun(words[:at], scripts[0], words[at + 1 :], folder)
+    if (program, words) == ("export", [SHARED_STORE]):  # `run_torchrun` does so, too
+        return 0
     if program == "tensorboard":
         from tensorboard import program as tensorboard
 
@@ -93,6 +96,27 @@ def run(words: list[str], folder: Path, data: Path) -> int:
         board.configure(argv=[program, *words, "--inspect"])  # lists the runs instead of serving
         return board.main() or 0
     raise ValueError(f"no rule for: {program} {shlex.join(words)}")
+
+
+def run_torchrun(options: list[str], script: str, words: list[str], folder: Path) -> int:
+    """Two processes, on one machine or as on two. Returns the exit status of any that fails."""
+    given = dict(option.split("=") for option in options)
+    launcher = ["--standalone", "--nproc_per_node=2"]
+    if "--nnodes" in given:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        given |= {"--nnodes": "2", "--nproc_per_node": "1", "--local-addr": "127.0.0.1"}
+        given["--rdzv-endpoint"] = f"127.0.0.1:{port}"
+        launcher = [f"{name}={value}" for name, value in given.items()]
+    command = [sys.executable, "-m", "torch.distributed.run", *launcher, str(ROOT / script)]
+    name, value = SHARED_STORE.split("=")
+    environment = {**os.environ, "OUTPUTS_DIR": str(folder / "outputs"), name: value}
+    agents = [
+        subprocess.Popen([*command, *shrunk(script, words)], cwd=folder, env=environment)
+        for _ in range(int(given.get("--nnodes", "1")))
+    ]
+    return max(agent.wait(timeout=300) for agent in agents)
 
 
 @pytest.fixture

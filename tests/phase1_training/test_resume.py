@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def signal_after_step(number: signal.Signals, step: int, *, saved: bool = False)
         if here and not saved:
             os.kill(os.getpid(), number)
         if here and saved:
-            training_run.SAVE_INTERVAL_S = 0
+            session.run = replace(session.run, save_every_s=0)
         after_step(session, losses)
         if here and saved:
             os.kill(os.getpid(), number)
