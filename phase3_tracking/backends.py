@@ -46,9 +46,13 @@ class Backend:
     may_resume: bool = True
 
 
-def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
+def add_detector_arguments(parser: argparse.ArgumentParser, *, recorded: bool = True) -> None:
     """Adds --model-path or --detections with --class-names, --batch-size, --precision and
-    --max-proposals."""
+    --max-proposals.
+
+    Args:
+        recorded: with --detections and --class-names, which are of one video.
+    """
     group = parser.add_argument_group("detector")
     source = group.add_mutually_exclusive_group()
     source.add_argument(
@@ -56,15 +60,18 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="checkpoint or .onnx file (default: outputs/models/best_model.pth)",
     )
-    source.add_argument(
-        "--detections", type=Path, help="MOT detection file to use instead of a model"
-    )
-    group.add_argument(
-        "--class-names",
-        type=_class_names,
-        metavar="ID=NAME,...",
-        help="what classes of --detections are called, which has their ids only",
-    )
+    if recorded:
+        source.add_argument(
+            "--detections", type=Path, help="MOT detection file to use instead of a model"
+        )
+        group.add_argument(
+            "--class-names",
+            type=_class_names,
+            metavar="ID=NAME,...",
+            help="what classes of --detections are called, which has their ids only",
+        )
+    else:
+        parser.set_defaults(detections=None, class_names=None)
     group.add_argument(
         "--batch-size", type=cli.positive_int, default=BATCH_SIZE, help="frames for each inference"
     )

@@ -355,7 +355,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--ground-truth", type=Path, help="ground truth of the file given")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="auto", help="see above")
-    parser.add_argument("--confidence", type=float, help="leave out weaker detections")
+    parser.add_argument("--confidence", type=cli.finite_float, help="leave out weaker detections")
     add_tracker_arguments(parser)
     cli.add_common_arguments(
         parser,

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from phase3_tracking.video_detector import VideoDetector
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what to write and show, which frames to read, and how to track and count."""
+def add_run_arguments(parser: argparse.ArgumentParser, *, attended: bool = True) -> None:
+    """Adds what to write and show, which frames to read, and how to track and count.
+
+    Args:
+        attended: with what is for a person at a single run: --overwrite and --resume, --live,
+            --show and --latency-mode.
+    """
     group = parser.add_argument_group("run")
     group.add_argument("--no-video", action="store_true", help="write tracks and report only")
     group.add_argument(
@@ -29,6 +34,16 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave the speed of the run out of the video: equal runs then write equal files",
     )
+    if attended:
+        _add_attended_arguments(group)
+    else:
+        parser.set_defaults(overwrite=False, resume=False, live=None, show=False)
+    add_tracker_arguments(parser)
+    add_source_arguments(parser, live=attended)
+    add_counting_arguments(parser)
+
+
+def _add_attended_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--overwrite", action="store_true", help="replace existing results")
     group.add_argument(
         "--resume", action="store_true", help="go on with what a stopped run has detected"
@@ -40,9 +55,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="show the frames in a browser as they come (HOST: 127.0.0.1, this machine only)",
     )
     group.add_argument("--show", action="store_true", help="show them in a window; q stops")
-    add_tracker_arguments(parser)
-    add_source_arguments(parser)
-    add_counting_arguments(parser)
 
 
 def track_inputs(

@@ -245,7 +245,8 @@ def run(args: argparse.Namespace) -> int:
     if args.detections and len(texts) > 1:
         raise UserError("--detections", f"is of one video, not of {len(texts)}", "give one --input")
     made_of = args.detections or args.model_path or paths.BEST_MODEL
-    return track_inputs(args, texts, made_of, lambda: _load(args), _next_command(args, texts[0]))
+    next_command = _next_command(args, texts[0])
+    return track_inputs(args, texts, made_of, lambda: load_detector(args), next_command)
 
 
 def _next_command(args: argparse.Namespace, text: str) -> str:
@@ -266,7 +267,12 @@ def _next_command(args: argparse.Namespace, text: str) -> str:
     return shlex.join(["python", *words])
 
 
-def _load(args: argparse.Namespace) -> VideoDetector:
+def load_detector(args: argparse.Namespace) -> VideoDetector:
+    """The detector and tracker that the options ask for.
+
+    Raises:
+        UserError: an option does not fit, a file is missing, or the device is not there.
+    """
     backend = load_backend(
         *(args.model_path, args.detections, args.device, args.precision),
         *(args.max_proposals, args.class_names),
@@ -280,14 +286,8 @@ def _load(args: argparse.Namespace) -> VideoDetector:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.ArgumentParser(__doc__)
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        metavar="INPUT",
-        help="videos, folders, patterns, cameras or addresses (default: the demo video)",
-    )
+def add_selection_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --confidence and --classes."""
     parser.add_argument(
         "--confidence",
         type=cli.fraction,
@@ -297,6 +297,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--classes", type=cli.names, help="comma separated names or category ids to keep"
     )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        metavar="INPUT",
+        help="videos, folders, patterns, cameras or addresses (default: the demo video)",
+    )
+    add_selection_arguments(parser)
     add_detector_arguments(parser)
     add_run_arguments(parser)
     cli.add_common_arguments(

@@ -96,8 +96,12 @@ def exact_rate(fps: float | Fraction) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of reading, --max-frames to --latency-mode, and --strict."""
+def add_source_arguments(parser: argparse.ArgumentParser, *, live: bool = True) -> None:
+    """Adds the options of reading, --max-frames to --latency-mode, and --strict.
+
+    Args:
+        live: with --latency-mode, for inputs that somebody watches.
+    """
     group = parser.add_argument_group("input")
     group.add_argument("--max-frames", type=cli.positive_int, help="stop after this many frames")
     group.add_argument(
@@ -122,12 +126,15 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
         help="frames per second (25, 29.97, 30000/1001) instead of what the input says "
         f"(default for a folder of pictures: {FOLDER_FPS})",
     )
-    group.add_argument(
-        "--latency-mode",
-        action="store_true",
-        help="take the newest frame and drop those that came in between, for live inputs; "
-        "a file is played in real time",
-    )
+    if live:
+        group.add_argument(
+            "--latency-mode",
+            action="store_true",
+            help="take the newest frame and drop those that came in between, for live inputs; "
+            "a file is played in real time",
+        )
+    else:
+        parser.set_defaults(latency_mode=False)
     group.add_argument(
         "--strict", action="store_true", help="a video that is cut short ends with exit status 2"
     )
