@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PHASES = sorted(path.name for path in ROOT.glob("phase*") if path.is_dir())
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
-HEAVY = {"torch", "torchvision", "cv2", "onnx", "onnxruntime", "matplotlib", "scipy", "av"}
+HEAVY = {"ray", "torch", "torchvision", "cv2", "onnx", "onnxruntime", "matplotlib", "scipy", "av"}
 FIRST_LINES = [
     "ROOT = Path(__file__).resolve().parents[1]",
     "sys.path.insert(0, str(ROOT))",
