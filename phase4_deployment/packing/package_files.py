@@ -365,14 +365,18 @@ def readme(
     from jinja2 import Template
 
     from common.comparison import interval_text
+    from common.reporting.blocks import escape_markdown
     from phase4_deployment.package import package_check
 
     template = DETECT.with_name("README.md.j2").read_text(encoding="utf-8")
+    # For a command to copy: --classes takes an id, too, where a name would end the line or block.
+    typed = [name for name in loaded.class_names if name.isprintable() and "`" not in name]
     return Template(
         template, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     ).render(
         architecture=loaded.architecture,
-        class_names=loaded.class_names,
+        class_names=[escape_markdown(name) for name in loaded.class_names],
+        one_class=shlex.quote(typed[0] if typed else str(loaded.category_ids[0])),
         rows=rows,
         by_name={row["name"]: row for row in rows},
         environment=report["environment"],
@@ -383,6 +387,5 @@ def readme(
         tried_in=report["tried_in"],
         golden_boxes=golden_boxes,
         interval_text=interval_text,
-        quote=shlex.quote,
         check=package_check,
     )

@@ -3,10 +3,14 @@
 import errno
 import json
 import os
+import re
+import shlex
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -279,6 +283,29 @@ def test_the_readme_tells_in_which_python_the_package_was_tried(exported, tmp_pa
     assert ("could not be made there (no venv here)" in text) is (reason is not None)
     info = artifacts.read_json(tmp_path / "new" / INFO)
     assert info["tried_in"] == {"clean": reason is None, "reason": reason}
+
+
+@pytest.mark.parametrize(
+    ("names", "one_class"),
+    [
+        (("a\n```\nrm -rf ~", "<script>x</script>", "$(id) b"), "'<script>x</script>'"),
+        (("`id`", "a\tb", "![x](javascript:y)"), "'![x](javascript:y)'"),
+        (("\x1b[2J", "```", "\n"), "3"),
+    ],
+)
+def test_hostile_class_names_are_words_in_the_readme(exported, tmp_path, names, one_class):
+    """A person copies its commands into a shell: a name is one word there, or its id is."""
+    hostile = SimpleNamespace(**vars(exported))
+    hostile.loaded = replace(exported.loaded, class_names=names)
+    build_package(tmp_path / "package", hostile, [random_scene(np.random.default_rng(0), 120, 160)])
+    text = (tmp_path / "package" / "README.md").read_text(encoding="utf-8")
+    (command,) = (line for line in text.splitlines() if "--classes" in line)
+    assert f"--classes {one_class} --max-frames 100" in command
+    assert len(shlex.split(command)) == 10
+    (first,) = (line for line in text.splitlines() if ", 3 classes: " in line)
+    assert "<script>" not in first
+    assert "[x](" not in first.replace("\\[", "")
+    assert not re.search(r"(?<!\\)```", first)
 
 
 @pytest.mark.usefixtures("blind_in_the_dark")
