@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -333,6 +334,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         remedy = _go_back(path, "restore it or train again")
         raise UserError(path, "differs from the sha256 in its .json", remedy)
     try:
+        _check_archive(path, reads_all=recorded is None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of how it stores int8 itself
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -343,6 +345,23 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "model_state_dict" not in checkpoint:
         raise UserError(path, "not a checkpoint of this project", "give one by phase1_training")
     return checkpoint
+
+
+def _check_archive(path: Path, *, reads_all: bool) -> None:
+    """Raises ValueError for what torch.save does not write: parts that are larger once unpacked,
+    as of a decompression bomb, or that are not what the archive's own checksums say.
+
+    Args:
+        reads_all: compare these checksums; torch does not, and loads a flipped bit as it is.
+    """
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        if sum(part.file_size for part in parts) > path.stat().st_size:
+            raise ValueError("its parts are larger than the file")
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            raise ValueError("its parts are compressed")
+        if reads_all and (damaged := archive.testzip()):
+            raise ValueError(f"{damaged} is damaged")
 
 
 def _go_back(path: Path, otherwise: str) -> str:

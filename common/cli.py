@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from common.errors import shortage
 
 EXIT_OK, EXIT_BUG, EXIT_USER_ERROR = 0, 1, 2
 PROGRESS_INTERVAL_S = 10.0  # between plain progress lines when there is no terminal
+LONGEST_WORD = 200  # characters of a value that an error repeats
 STATUS_INTERVAL_S = 2.0  # between looks at the status beside a bar
 
 log = logging.getLogger("detection")
@@ -69,6 +71,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         told = text_without_secrets(message.removeprefix("argument "))
+        told = re.sub(rf"(\S{{{LONGEST_WORD}}})\S+", r"\1…", told)
         self.exit(EXIT_USER_ERROR, f"error: {told}\n")
 
 
@@ -269,6 +272,10 @@ def non_negative_int(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is negative")
     return value
+
+
+def finite_float(text: str) -> float:
+    return _number(text, float)
 
 
 def positive_float(text: str) -> float:

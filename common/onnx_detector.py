@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from common.errors import UserError
+from common import artifacts
+from common.errors import UserError, is_out_of_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,23 +72,24 @@ class OnnxDetector:
     def __init__(self, onnx_path: Path, device: str = "auto", threads: int = 0):
         import onnxruntime
 
-        if not Path(onnx_path).is_file():
-            raise UserError(onnx_path, "no such file", "check the path")
+        self.onnx_path = Path(onnx_path)
+        _check_file(self.onnx_path)
         onnxruntime.set_default_logger_severity(4)  # CUDA's absence is told below, in one line
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         options.intra_op_num_threads = threads
         available = onnxruntime.get_available_providers()
         providers = [name for name in PROVIDERS[device] if name in available]
         if "CUDAExecutionProvider" in providers:
             _load_cuda_libraries()
         try:
-            self.session = onnxruntime.InferenceSession(
-                str(onnx_path),
-                options,
-                providers,
-                [PROVIDER_OPTIONS.get(name, {}) for name in providers],
-            )
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it raises, too
+                self.session = onnxruntime.InferenceSession(
+                    str(onnx_path),
+                    options,
+                    providers,
+                    [PROVIDER_OPTIONS.get(name, {}) for name in providers],
+                )
         except Exception as error:  # noqa: BLE001 (a dozen kinds without a common base)
             what = f"cannot be loaded ({_reason(error)})"
             raise UserError(onnx_path, what, "export it again") from None
@@ -96,9 +98,11 @@ class OnnxDetector:
         if self.provider not in PROVIDERS[device][:1] and device != "auto":
             remedy = "install onnxruntime-gpu with CUDA, or use --device cpu"
             raise UserError(f"--device {device}", f"runs on {self.provider} instead", remedy)
-        self.metadata = _read_metadata(self.session, onnx_path)
-        _check_signature(self.session, onnx_path)
-        self.onnx_path = Path(onnx_path)
+        try:
+            self.metadata = _read_metadata(self.session, onnx_path)
+            _check_signature(self.session, onnx_path)
+        except UnicodeDecodeError as error:
+            raise UserError(onnx_path, f"is damaged ({error.reason})", "export it again") from None
         self.class_names: list[str] = self.metadata["class_names"]
 
     def __call__(self, images: "Sequence[np.ndarray]") -> list[ImageDetections]:
@@ -115,19 +119,45 @@ class OnnxDetector:
         found: dict[int, ImageDetections] = {}
         for positions in by_size.values():
             batch = np.stack([images[position] for position in positions])
-            for position, *outputs, count in zip(
-                positions, *self.session.run(None, {"images": batch}), strict=True
-            ):
+            for position, *outputs, count in zip(positions, *self._run(batch), strict=True):
                 boxes, scores, labels = (output[:count] for output in outputs)
                 names = self._names(labels)
                 found[position] = ImageDetections(boxes, scores, labels, names)
         return [found[position] for position in range(len(images))]
+
+    def _run(self, batch: "np.ndarray") -> "list[np.ndarray]":
+        """Boxes, scores, labels and their number for uint8 images (N, H, W, 3)."""
+        try:
+            outputs = self.session.run(None, {"images": batch})
+        except Exception as error:
+            is_of_the_runtime = type(error).__module__.startswith("onnxruntime.")
+            if is_out_of_memory(error) or not is_of_the_runtime:
+                raise
+            what = f"cannot be run ({_reason(error)})"
+            remedy = "export it again, or try --device cpu"
+            raise UserError(self.onnx_path, what, remedy) from error
+        count, slots = len(batch), outputs[1].shape[1:]
+        shapes = [(count, *slots, 4), (count, *slots), (count, *slots), (count,)]
+        if len(slots) != 1 or [output.shape for output in outputs] != shapes:
+            told = ", ".join(str(output.shape) for output in outputs)
+            raise UserError(self.onnx_path, f"answers in other shapes: {told}", "export it again")
+        return outputs
 
     def _names(self, labels: "np.ndarray") -> list[str]:
         if len(labels) and not 1 <= labels.min() <= labels.max() <= len(self.class_names):
             what = f"finds class {labels.max()}, but names {len(self.class_names)} classes"
             raise UserError(self.onnx_path, what, "export it again")
         return [self.class_names[label - 1] for label in labels]
+
+
+def _check_file(path: Path) -> None:
+    """A file that is there, and the one its sidecar tells of, if it has one."""
+    if not path.is_file():
+        raise UserError(path, "no such file", "check the path")
+    beside = artifacts.sidecar(path)
+    recorded = artifacts.read_json(beside).get("sha256") if beside.is_file() else None
+    if recorded is not None and recorded != artifacts.sha256(path):
+        raise UserError(path, f"differs from the sha256 in {beside.name}", "export it again")
 
 
 def _reason(error: Exception) -> str:

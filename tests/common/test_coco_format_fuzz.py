@@ -4,14 +4,17 @@ import json
 import math
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
 from common.cli import UserError
 from common.coco import load_split
-from common.coco_format import parse_split
+from common.coco_format import MIN_BOX_SIDE, parse_split
 from tests.coco_data import CATEGORIES, annotation, image, write_annotations
+from tests.damage import assert_one_line_about, damaged_text
+from tests.long_runs import count, examples, times
 
 INF, NAN = math.inf, math.nan
 
@@ -90,15 +93,8 @@ FILES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, suppress_health_check=list(HealthCheck))
-@given(content=FILES)
-def test_any_json_gives_a_valid_split_or_a_user_error(tmp_path, content):
-    path = tmp_path / "train.json"
-    path.write_text(json.dumps(content))
-    try:
-        split = load_split(tmp_path, "train")
-    except UserError:
-        return
+def assert_usable(split, folder):
+    """What a training relies on, whatever the file was."""
     assert len(split.class_names) == len(set(split.class_names)) == len(split.category_ids) > 0
     for record in split.records:
         x1, y1, x2, y2 = record.boxes_xyxy.T
@@ -107,4 +103,61 @@ def test_any_json_gives_a_valid_split_or_a_user_error(tmp_path, content):
         assert ((x2 <= record.width) & (y2 <= record.height)).all()
         assert np.isfinite(record.areas).all()
         assert set(record.labels.tolist()) <= set(range(1, len(split.class_names) + 1))
-        assert record.path.is_relative_to(tmp_path.resolve())
+        assert record.path.is_relative_to(folder.resolve())
+
+
+@pytest.mark.long
+@examples(150, 3000)
+@given(content=FILES)
+def test_any_json_gives_a_valid_split_or_a_user_error(tmp_path, content):
+    count("examples")
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    try:
+        split = load_split(tmp_path, "train")
+    except UserError:
+        return
+    assert_usable(split, tmp_path)
+
+
+def expected_boxes(content, picture, ids) -> list[tuple[list[float], int]]:
+    """Boxes and labels of an image, worked out one by one."""
+    found = []
+    for entry in content["annotations"]:
+        if entry["image_id"] == picture["id"]:
+            x, y, width, height = entry["bbox"]
+            x1, y1 = max(x, 0), max(y, 0)
+            x2, y2 = min(x + width, picture["width"]), min(y + height, picture["height"])
+            if x2 - x1 >= MIN_BOX_SIDE and y2 - y1 >= MIN_BOX_SIDE:
+                found.append(([x1, y1, x2, y2], ids.index(entry["category_id"]) + 1))
+    return found
+
+
+@pytest.mark.long
+def test_a_damaged_file_is_refused_or_read_as_it_stands(tmp_path):
+    """Where a digit has become another the file's numbers count; none is guessed or mixed up."""
+    pictures = [image(number, f"{number}.png", 40, 30 + number) for number in (1, 2, 5)]
+    boxes = [annotation([3.5, 2, 20, 25], 1, 1), annotation([0, 0, 9, 9], 2, 5)]
+    boxes.append({**annotation([30, 20, 30, 30], 3, 5), "category_id": 7})
+    write_annotations(tmp_path, *boxes, images=pictures)
+    path = tmp_path / "annotations" / "instances_train.json"
+    whole, read = path.read_bytes(), 0
+    for seed in range(times(150, 2000)):
+        count("damaged files")
+        path.write_bytes(damaged_text(whole, seed))
+        try:
+            split = load_split(tmp_path, "train")
+        except UserError as error:
+            assert_one_line_about(tmp_path, error)
+            continue
+        read += 1
+        assert_usable(split, tmp_path)
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+        by_id = {int(entry["id"]): entry for entry in content["images"]}
+        for record in split.records:
+            expected = expected_boxes(content, by_id[record.image_id], list(split.category_ids))
+            actual = zip(record.boxes_xyxy.tolist(), record.labels.tolist(), strict=True)
+            for (box, label), (its_box, its_label) in zip(expected, actual, strict=True):
+                np.testing.assert_allclose(its_box, box, rtol=1e-6)
+                assert its_label == label
+    assert read > times(10, 150), "hardly any was read, so hardly anything was compared"

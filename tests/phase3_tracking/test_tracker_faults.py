@@ -14,13 +14,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from phase3_tracking.object_tracker import ID, Tracker
 from phase3_tracking.trackers import association, kalman_filter
 from phase3_tracking.trackers.kalman_tracker import STATE, KalmanTracker
 from phase3_tracking.trackers.tracker_options import TRACKERS, build_tracker
+from tests.long_runs import count, examples
 
 FRAMES = int(os.environ.get("LONG_RUN_FRAMES", "1500"))
 MANY = 10_000
@@ -159,9 +160,11 @@ hostile_frames = st.lists(
 
 @pytest.mark.parametrize("confidence", [0.5, None])
 @each_tracker
-@settings(max_examples=60, deadline=None)
+@pytest.mark.long
+@examples(60, 500)
 @given(frames=hostile_frames)
 def test_p3_45_nothing_but_finite_numbers_reaches_the_assignment(name, confidence, frames):
+    count("examples")
     solve = association.linear_sum_assignment
 
     def checked(table: np.ndarray, maximize: bool):
@@ -264,6 +267,7 @@ def test_p3_47_impossible_parameters_are_refused(name, bad):
 # --- time -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_p3_48_the_filter_stays_positive():
     """Measured, then half of the time, then never again."""
     rng = np.random.default_rng(2)
@@ -282,6 +286,7 @@ def test_p3_48_the_filter_stays_positive():
     assert np.isfinite(states).all()
 
 
+@pytest.mark.long
 @each_tracker
 def test_p3_48_p3_50_a_long_run_neither_overflows_nor_grows(name):
     """Some walk in circles, one comes and goes, one is never where it was. Memory is compared at
