@@ -3,7 +3,7 @@
 # make check   lint, format, types and tests: what has to pass before a commit
 # make slow    the tests that take more than ten seconds each
 # make faults  the tests of the fault catalogue, slow ones too, and a table of how each case ended
-# make faults-long   more than 10,000 made-up and damaged inputs and 200 kills: about an hour
+# make faults-long  more than 10,000 made-up and damaged inputs, 250 kills; an hour or more
 #
 # Each creates .venv and installs into it first, once. Needs Python 3.10 or newer with venv and
 # pip, no GPU. Another Python: make demo PYTHON=python3.12

@@ -27,6 +27,7 @@ from common.errors import shortage
 
 EXIT_OK, EXIT_BUG, EXIT_USER_ERROR = 0, 1, 2
 PROGRESS_INTERVAL_S = 10.0  # between plain progress lines when there is no terminal
+LARGEST_COUNT = 2**31 - 1  # of anything; far beyond it neither arrays nor floats can take it
 LONGEST_WORD = 200  # characters of a value that an error repeats
 STATUS_INTERVAL_S = 2.0  # between looks at the status beside a bar
 
@@ -253,8 +254,15 @@ def _number(text: str, convert: type) -> float:
     return value
 
 
-def positive_int(text: str) -> int:
+def _count(text: str) -> int:
     value = int(_number(text, int))
+    if value > LARGEST_COUNT:
+        raise argparse.ArgumentTypeError(f"{text} is more than {LARGEST_COUNT}")
+    return value
+
+
+def positive_int(text: str) -> int:
+    value = _count(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
     return value
@@ -268,7 +276,7 @@ def seed_number(text: str) -> int:
 
 
 def non_negative_int(text: str) -> int:
-    value = int(_number(text, int))
+    value = _count(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is negative")
     return value

@@ -240,8 +240,9 @@ def test_the_command_line_needs_no_torch():
     ("convert", "text", "value"),
     [
         (cli.positive_int, "1", 1),
-        (cli.positive_int, "1" + "0" * 400, 10**400),
+        (cli.positive_int, "2147483647", 2**31 - 1),
         (cli.non_negative_int, "0", 0),
+        (cli.finite_float, "-1e308", -1e308),
         (cli.positive_float, "1e-9", 1e-9),
         (cli.non_negative_float, "0", 0.0),
         (cli.fraction, "0", 0.0),
@@ -260,8 +261,13 @@ def test_accepted_values(convert, text, value):
         (cli.positive_int, "0"),
         (cli.positive_int, "1.5"),
         (cli.positive_int, ""),
+        (cli.positive_int, "2147483648"),
+        (cli.positive_int, "1" + "0" * 400),
         (cli.positive_int, "9" * 5000),
         (cli.non_negative_int, "-1"),
+        (cli.non_negative_int, "2147483648"),
+        (cli.finite_float, "-inf"),
+        (cli.finite_float, "nan"),
         (cli.positive_float, "0"),
         (cli.positive_float, "inf"),
         (cli.non_negative_float, "-0.1"),
@@ -335,3 +341,11 @@ def test_the_previous_signal_handler_returns():
 def test_where_is_shown_relative_to_the_repository():
     error = UserError(paths.ROOT / "outputs" / "a.json", "is missing", "make it")
     assert str(error) == f"outputs{os.sep}a.json: is missing – make it"
+
+
+def test_a_value_of_3000_characters_is_not_repeated_in_full(capsys):
+    parser = cli.ArgumentParser("a script")
+    parser.add_argument("--steps", type=cli.positive_int)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--steps", "x" * 3000])
+    assert capsys.readouterr().err == f"error: --steps: '{'x' * 199}… is not a whole number\n"
