@@ -128,6 +128,7 @@ def test_two_processes_continue_bit_for_bit():
     assert run_ranks(continue_together, 2) == [True, True]
 
 
+@pytest.mark.slow
 def test_torchrun_trains_validates_and_continues(shapes, tmp_path):
     """5 images, 2 per rank: the second step has one image for the first rank and none for the
     other; 2 validation images, one on each."""

@@ -45,6 +45,7 @@ def no_runtimes(replace_variant):
             replace_variant(name, absent)
 
 
+@pytest.mark.slow
 def test_every_variant_gets_a_row_with_the_keys_of_the_contract(run, no_runtimes, tmp_path):
     status, report = run("--num-iterations", "7")
     assert status == 0

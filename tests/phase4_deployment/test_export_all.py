@@ -105,6 +105,7 @@ def quick(monkeypatch):
 
 
 @pytest.mark.fault("P4-48")
+@pytest.mark.slow
 def test_package_is_complete_and_true_to_its_checksums(build, exported, tmp_path):
     package = build()
     assert files_in(package) == FILES
@@ -157,6 +158,7 @@ def test_package_is_complete_and_true_to_its_checksums(build, exported, tmp_path
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_older_package_is_untouched_when_the_check_fails(build, tmp_path, monkeypatch):
     package = build()
     before = {name: artifacts.sha256(tmp_path / name) for name in files_in(tmp_path)}
@@ -174,6 +176,7 @@ def test_older_package_is_untouched_when_the_check_fails(build, tmp_path, monkey
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_new_package_replaces_an_old_one_and_keeps_other_files(build, tmp_path):
     package = tmp_path / "deployment"
     package.mkdir()

@@ -149,6 +149,7 @@ def test_a_picture_waits_for_what_the_budget_leaves(size, p90_ms, budget_ms, del
     assert batching_of(info, Path(INFO)) == Batching(size, delay_us)
 
 
+@pytest.mark.slow
 def test_the_configuration_has_the_published_fields_and_the_values_of_the_file(package, tmp_path):
     path = written(package, tmp_path / "out", "--device", "cuda", "--instances", 2)
     config = text_format.Parse(path.read_text(encoding="utf-8"), model_config()())
@@ -177,6 +178,7 @@ def test_the_configuration_has_the_published_fields_and_the_values_of_the_file(p
     assert list(config.output[-1].dims) == [1]
 
 
+@pytest.mark.slow
 def test_on_a_cpu_there_is_no_option_of_a_gpu(package, tmp_path):
     text = written(package, tmp_path / "out", "--device", "cpu").read_text(encoding="utf-8")
     config = text_format.Parse(text, model_config()())
@@ -199,6 +201,7 @@ def published() -> Path | None:
 
 
 @pytest.mark.skipif(not published(), reason="pip install tritonclient brings the whole schema")
+@pytest.mark.slow
 def test_the_whole_published_schema_reads_it_alike(package, tmp_path):
     spec = importlib.util.spec_from_file_location("model_config_pb2", published())
     module = importlib.util.module_from_spec(spec)
@@ -214,6 +217,7 @@ def test_the_whole_published_schema_reads_it_alike(package, tmp_path):
 # --- the folder -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_folder_is_as_triton_wants_it_and_can_be_written_again(package, tmp_path):
     output = tmp_path / "out"
     for _ in range(2):
@@ -225,6 +229,7 @@ def test_the_folder_is_as_triton_wants_it_and_can_be_written_again(package, tmp_
     assert copied.read_bytes() == (package / "model.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_is_no_whole_measured_package_is_one_line(package, tmp_path, capsys):
     def refused(folder: Path, *more: str, output: Path = tmp_path / "out") -> str:
         words = ["--package", str(folder), "--output", str(output), *more]
@@ -283,6 +288,7 @@ class FakeClient:
         return SimpleNamespace(as_numpy=named.__getitem__)
 
 
+@pytest.mark.slow
 def test_the_client_finds_what_the_session_finds(package, monkeypatch):
     http = ModuleType("tritonclient.http")
     http.InferInput = FakeInput

@@ -290,6 +290,7 @@ def test_p3_40_nonsense_is_dropped_and_counted(tmp_path, video):
     assert len(decoded(tmp_path / "out.mp4")) == 12
 
 
+@pytest.mark.slow
 def test_p3_50_memory_does_not_grow_with_the_frames(tmp_path, monkeypatch):
     """Two cars circle for ever. A contact sheet has dropped every other frame of those it kept, and
     so is at its smallest, after frame 47 * 2**k + 1. A byte a frame would be 100 kB in 10^5."""
