@@ -233,7 +233,7 @@ def save_checkpoint(
     """
     path = Path(path)
     with atomic_path(path) as temporary:
-        _remove_abandoned(path)
+        remove_abandoned(path)
         _require_space(path, checkpoint)
         _write_checkpoint(temporary, checkpoint)
         digest = sha256(temporary)
@@ -244,8 +244,8 @@ def save_checkpoint(
     write_json(sidecar(path), {**summary, "file": path.name, "sha256": digest})
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Frees the space of checkpoints half written to `path` by processes that were killed."""
+def remove_abandoned(path: Path) -> None:
+    """Frees the space of what processes that were killed had half written for `path`."""
     pattern = f"{glob.escape(_temporary_prefix(path))}*{path.suffix}"
     for file in path.parent.glob(pattern):
         with contextlib.suppress(FileNotFoundError):
@@ -296,7 +296,7 @@ def _keep(path: Path, previous: Path) -> None:
     Both names lead to the same bytes until `path` is replaced; on a disk without hard links it is
     copied.
     """
-    _remove_abandoned(previous)
+    remove_abandoned(previous)
     for file, kept in ((path, previous), (sidecar(path), sidecar(previous))):
         if file.exists():
             with atomic_path(kept) as temporary:

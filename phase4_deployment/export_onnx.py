@@ -76,6 +76,7 @@ def export_onnx(
 
     model = copy.deepcopy(loaded.model).cpu().float()
     with artifacts.atomic_path(path) as temporary:
+        artifacts.remove_abandoned(path)
         graph = InferenceGraph(model)
         write_onnx(graph, temporary, metadata(loaded, graph), opset)
         detector = OnnxDetector(temporary, "cpu", threads=torch.get_num_threads())
