@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from common import coco
+from common import artifacts, coco
 from common.cli import UserError
 from phase4_deployment import export_onnx, quantization, quantize
 from phase4_deployment.formats import int8_search
@@ -158,3 +158,15 @@ def test_user_errors_exit_2_in_one_line(run_script, arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_sidecar_of_an_older_file_does_not_stay_beside_a_newer_one(tmp_path):
+    """It would tell that the newer one is damaged."""
+    made, target = tmp_path / "made" / "model.onnx", tmp_path / "model.onnx"
+    made.parent.mkdir()
+    made.write_bytes(b"newer")
+    target.write_bytes(b"older")
+    artifacts.write_json(artifacts.sidecar(target), {"sha256": artifacts.sha256(target)})
+    quantize._deliver([target], made.parent, {"model.onnx": "ok"})
+    assert target.read_bytes() == b"newer"
+    assert not artifacts.sidecar(target).exists()
