@@ -94,7 +94,9 @@ def _quantised(model: Any, calibration: Sequence[np.ndarray], float_nodes: Colle
         preset=nncf.QuantizationPreset.MIXED,  # activations need not be symmetric
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             # A single outlier would stretch the range, and leave few of 256 steps to the rest
-            activations_range_estimator_params=RangeEstimatorParametersSet.MEAN_QUANTILE
+            activations_range_estimator_params=RangeEstimatorParametersSet.MEAN_QUANTILE,
+            # Whole 8 bits overflow where there is no VNNI, see quantization.quantize_static
+            overflow_fix=nncf.OverflowFix.ENABLE,
         ),
         ignored_scope=nncf.IgnoredScope(names=outside, validate=False),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -194,6 +195,25 @@ def test_static_int8_has_unsigned_activations_and_a_scale_per_channel(int8_path)
         weight, scale = constants[node.input[0]], constants[node.input[1]]
         assert weight.dtype == np.int8
         assert scale.shape == (weight.shape[0],), node.name
+        assert np.abs(weight.astype(int)).max() <= 64
+
+
+def test_sums_of_the_largest_products_are_right_on_every_processor(tmp_path):
+    """Those without VNNI add two products in 16 bits: with weights of 127 they gave 72.8 of 144."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = numpy_helper.from_array(np.ones((8, 16, 3, 3), np.float32), "weights")
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 16, 8, 8])
+    sums = helper.make_tensor_value_info("sums", TensorProto.FLOAT, [1, 8, 6, 6])
+    conv = helper.make_node("Conv", ["images", "weights"], ["sums"], name="conv")
+    graph = helper.make_graph([conv], "sums", [images], [sums], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    source, target = tmp_path / "float.onnx", tmp_path / "int8.onnx"
+    onnx.save(model, source)
+    quantization.quantize_static(source, target, {"images": (0, 1), "sums": (0, 144)})
+    session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": np.ones((1, 16, 8, 8), np.float32)})
+    np.testing.assert_allclose(found, 9 * 16, rtol=0.01)
 
 
 def test_box_arithmetic_stays_in_float(int8_path):

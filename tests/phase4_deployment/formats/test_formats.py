@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import artifacts
+from common import artifacts, openvino_runtime
 from common.evaluation import compare_detections
 from common.models import proposals_of, stock_predictor
 from phase4_deployment import measuring
@@ -103,6 +103,15 @@ def test_openvino_int8_is_smaller_and_near(ingredients, exported, images):
     assert not [name for name in groups if name.startswith("box_predictor")], "it stays in FP32"
     assert "backbone.body.stem" not in groups, "it reads the pixels"
     assert sum(map(len, groups.values())) == item.extra["quantized"]["int8"]
+    stored = [op for op in openvino_runtime.read_model(item.files[0]).get_ops() if is_int8(op)]
+    assert len(stored) >= item.extra["quantized"]["int8"]
+    for weights in stored:  # two products of 255 * 64 fit the 16 bits of processors without VNNI
+        assert np.abs(weights.get_data().astype(int)).max() <= 64
+
+
+def is_int8(operation) -> bool:
+    is_constant = operation.get_type_name() == "Constant"
+    return is_constant and operation.get_element_type().get_type_name() == "i8"
 
 
 @pytest.mark.parametrize("module", [openvino_fp32, openvino_int8])
