@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ from phase3_tracking.counting.regions import Region, parse_line, place
 from phase3_tracking.detection_log import log_file
 from phase3_tracking.results.output_files import result_files
 from phase3_tracking.run_options import OutputOptions
-from tests.exported_detector import export_to
+from tests.exported_detector import exported_once
 from tests.phase3_tracking import explained_scene
 from tests.random_detectors import random_scene
 
@@ -50,7 +51,7 @@ def test_the_ladders_are_what_the_script_prints():
 
 def test_the_table_of_formats_is_what_the_script_prints():
     page = (ROOT / "phase4_deployment" / "README_PHASE4.md").read_text(encoding="utf-8")
-    assert formats_table(json.loads(DEFAULT.read_text(encoding="utf-8"))) in page
+    assert formats_table(DEFAULT) in page
 
 
 @pytest.mark.parametrize("name", ["demo", "mobilenet"])
@@ -138,16 +139,16 @@ def test_the_guide_of_phase_3_names_every_option(script):
 
 
 @pytest.fixture
-def a_persons_folder(tmp_path):
+def a_persons_folder(tmp_path, tmp_path_factory):
     """What the guide's commands name: videos, pictures, detections, ground truth, models."""
     demo, models, deployment = (tmp_path / "outputs" / n for n in ("demo", "models", "deployment"))
     for folder in (demo, models, deployment, tmp_path / "clips", tmp_path / "pictures"):
         folder.mkdir(parents=True)
-    exported = export_to(tmp_path)
-    exported.model_path.rename(models / "best_model.pth")
-    exported.model_path.with_suffix(".json").rename(models / "best_model.json")
-    for file in tmp_path.glob("model.onnx*"):
-        file.rename(deployment / file.name)
+    exported = exported_once(tmp_path_factory)
+    for end in (".pth", ".json"):
+        shutil.copy(exported.model_path.with_suffix(end), models / f"best_model{end}")
+    for file in exported.onnx_path.parent.glob("model.onnx*"):
+        shutil.copy(file, deployment)
     video, detections = explained_scene.write(tmp_path)
     video.rename(tmp_path / "street.mp4")
     detections.rename(tmp_path / "street.det.txt")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from phase3_tracking import mot_files
 from phase3_tracking.backends import load_backend, of_model
 from phase3_tracking.recorded_detections import RecordedDetections
 from phase3_tracking.video_detector import VideoDetector, main
-from tests.exported_detector import CATEGORY_IDS, CLASS_NAMES, export_to
+from tests.exported_detector import CATEGORY_IDS, CLASS_NAMES, exported_once
 from tests.phase3_tracking.video_files import frame, write_detections
 from tests.random_detectors import random_scene
 
@@ -25,7 +26,7 @@ FRAMES, HEIGHT, WIDTH = 8, 120, 160
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    return export_to(tmp_path_factory.mktemp("exported"))
+    return exported_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +168,17 @@ def test_p3_37_a_checkpoint_whose_labels_do_not_fit_is_one_line(
     assert not (tmp_path / "out.mp4").exists()
 
 
+def test_without_onnxruntime_it_is_a_line_with_the_command(
+    tmp_path, exported, pan, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    options = ("--model-path", exported.onnx_path, "--output", tmp_path / "out.mp4")
+    assert run("--input", pan, *options) == 2
+    expected = "error: onnxruntime: is not installed – run: pip install -r requirements.txt\n"
+    assert capsys.readouterr().err == expected
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_that_is_not_there_is_no_cpu(exported):
     for path in (exported.onnx_path, exported.model_path):
@@ -202,6 +214,7 @@ def test_the_box_head_of_a_checkpoint_looks_at_fewer_proposals(exported):
     ((every,), (few,)) = (backend.detect([image], [0]) for backend in (full, limited))
     assert len(every.scores) > 3 * len(CLASS_NAMES) >= len(few.scores) > 0
     assert VideoDetector(limited).detection_settings()["max_proposals"] == 3
+    assert load_backend(exported.model_path, None, "cpu", "fp32", 999).max_proposals is None
 
 
 def test_proposals_belong_to_a_checkpoint(exported, tmp_path):

@@ -10,15 +10,16 @@ from common.onnx_detector import OnnxDetector
 from phase4_deployment.packing import clean_environment, package_files
 from tests.exported_detector import CATEGORY_IDS as CATEGORY_IDS
 from tests.exported_detector import CLASS_NAMES as CLASS_NAMES
-from tests.exported_detector import export_to
+from tests.exported_detector import exported_once
+from tests.made_once import made_once
 from tests.phase4_deployment.packages import build_package, unpack
 from tests.random_detectors import random_scene
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory) -> SimpleNamespace:
-    """See `export_to`."""
-    return export_to(tmp_path_factory.mktemp("exported"))
+    """See `exported_once`."""
+    return exported_once(tmp_path_factory)
 
 
 @pytest.fixture
@@ -46,10 +47,13 @@ def blind_in_the_dark(monkeypatch) -> None:
 @pytest.fixture(scope="session")
 def archive(exported, tmp_path_factory) -> Path:
     """The .zip of a package."""
-    folder = tmp_path_factory.mktemp("building") / "new"
-    images = [random_scene(np.random.default_rng(seed), 120, 160) for seed in range(3)]
-    build_package(folder, exported, images)
-    return package_files.write_archive(folder, "detector")
+
+    def build(folder: Path) -> None:
+        images = [random_scene(np.random.default_rng(seed), 120, 160) for seed in range(3)]
+        build_package(folder / "new", exported, images)
+        package_files.write_archive(folder / "new", "detector")
+
+    return made_once(tmp_path_factory, "building", build) / package_files.ARCHIVE
 
 
 @pytest.fixture(scope="session")

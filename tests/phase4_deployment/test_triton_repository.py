@@ -23,7 +23,7 @@ from common.onnx_detector import OnnxDetector
 from phase4_deployment import triton_client, triton_repository
 from phase4_deployment.package.file_check import INFO
 from phase4_deployment.triton_repository import Batching, batching_of
-from tests.exported_detector import export_to
+from tests.exported_detector import exported_once
 from tests.random_detectors import random_scene
 from tests.training_runs import error_of
 
@@ -104,7 +104,7 @@ def package(tmp_path_factory) -> Path:
     """As much of a package as the repository is made of."""
     folder = tmp_path_factory.mktemp("triton") / "package"
     folder.mkdir()
-    exported = export_to(tmp_path_factory.mktemp("exported"))
+    exported = exported_once(tmp_path_factory)
     shutil.copy(exported.onnx_path, folder / "model.onnx")
     model = folder / "model.onnx"
     files = {"model.onnx": {"bytes": model.stat().st_size, "sha256": artifacts.sha256(model)}}
@@ -112,15 +112,15 @@ def package(tmp_path_factory) -> Path:
     return folder
 
 
-def measured(size: int = 4, p90_ms: float = 60.0, budget_ms: float = 100.0) -> dict:
-    row = {"batch_size": size, "latency_ms": {"p50": 1.0, "p90": p90_ms}}
+def measured(size: int | None = 4, p90_ms: float = 60.0, budget_ms: float = 100.0) -> dict:
+    row = {"batch_size": size or 1, "latency_ms": {"p50": 1.0, "p90": p90_ms}}
     other = {"batch_size": 99, "latency_ms": {"p50": 1.0, "p90": 1.0}}
     return {
         "latency_budget_ms": budget_ms,
         "batch_sizes": {"model.onnx": {"throughput": 99, "latency": size}},
         "formats": [
             {"file": "model.onnx", "batches": [other, row]},
-            {"file": "model.onnx", "status": "unavailable"},  # TensorRT's row, of the same file
+            {"file": None, "batches": [other]},  # TensorRT's, which runs the same file
             {"file": "model_int8.onnx", "batches": [other]},
         ],
     }
@@ -140,13 +140,13 @@ def written(package: Path, output: Path, *more: object) -> Path:
     [
         (4, 60, 100, 40_000),  # what the budget leaves
         (4, 20, 100, 20_000),  # no longer than the batch itself
-        (4, 120, 100, 0),  # the smallest batch is over the budget already
         (1, 20, 100, 0),  # no company is wanted
+        (None, 120, 100, 0),  # a single picture is over the budget already
     ],
 )
 def test_a_picture_waits_for_what_the_budget_leaves(size, p90_ms, budget_ms, delay_us):
     info = measured(size, p90_ms, budget_ms)
-    assert batching_of(info, Path(INFO)) == Batching(size, delay_us)
+    assert batching_of(info, Path(INFO)) == Batching(size or 1, delay_us)
 
 
 @pytest.mark.slow
@@ -227,6 +227,8 @@ def test_the_folder_is_as_triton_wants_it_and_can_be_written_again(package, tmp_
         assert files == ["client.py", f"{folder}/1/model.onnx", f"{folder}/config.pbtxt"]
     copied = output / folder / "1" / "model.onnx"
     assert copied.read_bytes() == (package / "model.onnx").read_bytes()
+    (output / folder / "config.pbtxt").unlink()  # as a killed process leaves it
+    written(package, output)
 
 
 @pytest.mark.slow
@@ -241,7 +243,8 @@ def test_what_is_no_whole_measured_package_is_one_line(package, tmp_path, capsys
     full = tmp_path / "full"
     full.mkdir()
     (full / "novel.txt").touch()
-    assert "holds something else" in refused(package, output=full)
+    for output in (full, full / "novel.txt"):
+        assert "holds something else" in refused(package, output=output)
     for name, change in (
         ("other", lambda info: info.pop("batch_sizes")),
         ("unmeasured", lambda info: info["formats"].pop(0)),
@@ -301,3 +304,11 @@ def test_the_client_finds_what_the_session_finds(package, monkeypatch):
     np.testing.assert_array_equal(found["boxes"], expected.boxes_xyxy)
     np.testing.assert_array_equal(found["scores"], expected.scores)
     np.testing.assert_array_equal(found["labels"], expected.labels)
+
+
+@pytest.mark.parametrize("value", ["nan", "-0.1", "1.5", "x"])
+def test_the_client_refuses_a_confidence_that_is_none(value, capsys):
+    with pytest.raises(SystemExit) as raised:
+        triton_client.main(["street.jpg", f"--confidence={value}"])
+    assert raised.value.code == 2
+    assert "--confidence" in capsys.readouterr().err
