@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))  # so `python benchmarks/ladder_table.py` finds co
 from common import artifacts, cli
 from common.cli import UserError
 from common.comparison import interval_text
+from common.reporting.blocks import number
 
 RESULTS = ROOT / "benchmarks" / "results"
 STAND_IN = "random_"  # how the names of reports on random weights begin
@@ -88,11 +89,12 @@ def _cell(report: dict[str, Any], variant: str) -> str:
         return "–"
     if row["latency_ms"] is None:
         return row["status"].split(":")[0]
-    if row["verdict"] == "baseline":
-        return f"{row['latency_ms']['p50']:.0f} ms, map {row['map']:.3f}"
+    score = number(row["map"], 3)
+    if row["verdict"] == "baseline" or not row["speedup"]:  # the baseline did not fit beside it
+        return f"{row['latency_ms']['p50']:.0f} ms, map {score}"
     text = interval_text(row["speedup"]["ratio"], row["speedup"]["ci95"])
     if row["status"] != "ok":
-        return f"{text} invalid: map {row['map']:.3f}"
+        return f"{text} invalid: map {score}"
     return text if row["verdict"] == "faster" else f"{text} {row['verdict']}"
 
 

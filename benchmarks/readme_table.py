@@ -48,11 +48,13 @@ def results_table(results: Path) -> str:
         )  # fmt: skip
     environment = training["environment"]
     packages = environment["packages"]
+    gpu = "no GPU, " if environment["device"] == "cpu" else ""
+    runtime = packages.get("onnxruntime-gpu") or packages.get("onnxruntime")
     head = [
         "The commands of `make demo`, and benchmarks/training.py, on "
-        f"{environment['device_name']}, {environment['threads']} threads, no GPU, "
+        f"{environment['device_name']}, {environment['threads']} threads, {gpu}"
         f"torch {packages['torch']}, torchvision {packages['torchvision']}, "
-        f"onnxruntime {packages['onnxruntime-gpu']}; "
+        f"onnxruntime {runtime}; "
         "printed by `python benchmarks/readme_table.py`, intervals are 95%:",
         "",
         "| what | on | result |",

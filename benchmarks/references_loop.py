@@ -16,7 +16,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
 
-from common.coco import COCODataset, CocoSplit, collate
+from common.coco import COCODataset, CocoSplit
 from phase1_training.recipe import AMP_DTYPES, Recipe, learning_rate
 
 
@@ -69,7 +69,7 @@ class ReferencesLoop:
             COCODataset(split, transform),  # type: ignore[arg-type]
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=_listed,
         )
         self._batches = _forever(loader)
 
@@ -97,6 +97,11 @@ class ReferencesLoop:
         if self.recipe.amp == "off":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=AMP_DTYPES[self.recipe.amp])
+
+
+def _listed(samples: Sequence[tuple]) -> list[tuple]:
+    """Images of different sizes cannot be stacked: all images, and all targets."""
+    return list(zip(*samples, strict=True))
 
 
 def _forever(loader: DataLoader) -> Iterator:

@@ -212,7 +212,9 @@ def _run(args: argparse.Namespace) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("--data-path", type=Path, default=paths.DEMO, help="COCO-format folder")
-    parser.add_argument("--architecture", choices=models.ARCHITECTURES, default=models.DEMO)
+    parser.add_argument(
+        "--architecture", choices=models.ARCHITECTURES, default=models.DEMO, help="to train"
+    )
     parser.add_argument("--min-size", type=cli.positive_int, help="short side after the resize, px")
     parser.add_argument("--max-size", type=cli.positive_int, help="longest side after it, px")
     parser.add_argument("--batch-size", type=cli.positive_int, default=4, help="images per device")

@@ -15,7 +15,7 @@ robust.
 """
 
 import argparse
-import json
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python benchmarks/stand_in_detector.py` finds common/
 
-from common import cli, models, paths
+from common import artifacts, cli, models, paths
 from common.cli import log
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ def make_stand_in(
         _freeze_norms_with_their_values(model, FrozenBatchNorm2d)
     names = [f"class {number}" for number in range(1, CLASSES + 1)]
     ids = list(range(1, CLASSES + 1))
-    output.mkdir(parents=True, exist_ok=True)
     models.save_model(
         output / "model.pth",
         model,
@@ -79,14 +78,11 @@ def make_stand_in(
         content = _annotated(predict, name, records, output / "data" / "images")
         content["categories"] = categories
         annotations = output / "data" / "annotations" / f"instances_{name}.json"
-        annotations.parent.mkdir(parents=True, exist_ok=True)
-        annotations.write_text(json.dumps(content), encoding="utf-8")
+        artifacts.write_json(annotations, content)
         log.info("%s: %d images, %d boxes", name, len(records), len(content["annotations"]))
-    cli.finished(
-        [output / "model.pth", output / "data"],
-        f"python phase2_optimization/benchmark_inference.py --model-path {output}/model.pth "
-        f"--data-path {output}/data",
-    )
+    words = ["python", "phase2_optimization/benchmark_inference.py"]
+    words += ["--model-path", str(output / "model.pth"), "--data-path", str(output / "data")]
+    cli.finished([output / "model.pth", output / "data"], shlex.join(words))
 
 
 def _annotated(

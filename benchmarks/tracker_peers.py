@@ -14,6 +14,7 @@ Everyone runs with its defaults and is given every detection.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -188,9 +189,16 @@ class Arm:
 
 
 def available(script: str, peers: Sequence[str], only: str = "") -> dict[str, Arm]:
-    """The arms whose names hold one of the comma separated parts of `only`, and that can run."""
-    from common.cli import log
+    """The arms whose names hold one of the comma separated parts of `only`, and that can run.
 
+    Raises:
+        UserError: one of the peers' interpreters does not exist.
+    """
+    from common.cli import UserError, log
+
+    for peer in peers:
+        if not shutil.which(peer):
+            raise UserError(f"--peers {peer}", "no such program", "give a Python with the peers")
     arms = {}
     for name in ARMS:
         if only and not any(part in name for part in only.split(",")):

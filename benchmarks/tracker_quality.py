@@ -211,7 +211,7 @@ def quality(folder: Path, peers: Sequence[str], only: str) -> dict[str, Any]:
             for name, arm in arms.items():
                 counts = {one.name: count(one, tracked_by(arm, one)) for one in sequences}
                 rows.append({"name": name, "every": every, **summary(counts)})
-            log.info("every %d. frame done", every)
+            log.info("one frame in %d done", every)
     sequences = read(folder, 1)
     make = ours(DEFAULT)
     counts = {
@@ -229,11 +229,11 @@ def table(result: dict[str, Any]) -> str:
     heading = "".join(f"{name:>8}" for name in [*SCORES, *COUNTS])
     lines = []
     for every in RATES:
-        lines.append(f"every {every}. frame".ljust(34) + heading)
+        lines.append(f"one frame in {every}".ljust(34) + heading)
         for row in result["rows"]:
             if row["every"] == every:
                 lines.append(row["name"].ljust(34) + _cells(row))
-    lines.append("ours cmcsort without".ljust(34) + heading + "   least loss")
+    lines.append(f"ours {DEFAULT} without".ljust(34) + heading + "   least loss")
     for row in result["ablation"]:
         least = 100 * row["smallest_loss_of_hota"]
         lines.append(row["without"].ljust(34) + _cells(row) + f"{least:13.2f}")

@@ -207,14 +207,20 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--objects", default=",".join(map(str, OBJECTS)), help="numbers of objects, comma separated"
+        "--objects",
+        type=cli.positive_int_list,
+        default=",".join(map(str, OBJECTS)),
+        help="numbers of objects, comma separated",
     )
     parser.add_argument(
         "--peers", action="append", default=[], help="a Python with peers installed; repeatable"
     )
     parser.add_argument("--only", default="", help="parts of names of trackers, comma separated")
     parser.add_argument(
-        "--budget", type=float, default=8.0, help="seconds after which a slow tracker stops"
+        "--budget",
+        type=cli.positive_float,
+        default=8.0,
+        help="seconds after which a slow tracker stops",
     )
     parser.add_argument(
         "--flat-frames",
@@ -236,13 +242,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from common import cli
 
     args = build_parser().parse_args(arguments)
-    objects = [int(count) for count in args.objects.split(",")]
     return cli.run(
         lambda: benchmark(
-            objects, args.peers, args.only, args.budget, args.flat_frames, args.seed, args.output
+            args.objects, args.peers, args.only, args.budget, args.flat_frames, args.seed,
+            args.output,
         ),
         args,
-    )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

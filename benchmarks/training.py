@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))  # so `python benchmarks/training.py` finds common
 
 from common import artifacts, cli, coco, environment, models, paths
 from common.cli import log
-from common.comparison import interval_text
+from common.comparison import compare, interval_text
 from phase1_training.options import LEARNING_RATE
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def compare_speed(arms: Arms, rounds: int) -> list[dict[str, Any]]:
     for name, row in rows.items():
         row["step_ms"] = timing.summarise(measured[name])
         row["images_per_s"] = 1000 * arms.recipe.batch_size / row["step_ms"]["p50"]
-        row["speedup"] = timing.ratio_with_ci(measured[BASELINE], measured[name])
+        row["speedup"] = compare(measured[BASELINE], measured[name]).as_json()
     return list(rows.values())
 
 
@@ -261,7 +261,9 @@ def table(speed: Sequence[dict[str, Any]], accuracy: Sequence[dict[str, Any]]) -
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("--data-path", type=Path, default=paths.DEMO, help="COCO-format folder")
-    parser.add_argument("--architecture", choices=models.ARCHITECTURES, default=models.DEMO)
+    parser.add_argument(
+        "--architecture", choices=models.ARCHITECTURES, default=models.DEMO, help="to train"
+    )
     parser.add_argument("--min-size", type=cli.positive_int, help="short side after the resize, px")
     parser.add_argument("--max-size", type=cli.positive_int, help="longest side after it, px")
     parser.add_argument("--batch-size", type=cli.positive_int, default=4, help="images per step")
@@ -281,10 +283,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 0,1,2") from None
+    return [cli.seed_number(part) for part in text.split(",")]
 
 
 def plain_recipe(*, epochs: int, batch_size: int, optimizer: str, min_size: int) -> "Recipe":

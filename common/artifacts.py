@@ -73,13 +73,11 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """A new file beside `path`, removed at the end unless it has become another."""
-    try:
+    with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = _temporary_prefix(path)
         handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
         os.close(handle)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -97,6 +95,15 @@ def told_as(path: Path, temporary: Path) -> Iterator[None]:
         if disk_failed or str(error.filename) in (str(temporary), str(path)):
             raise _cannot_write(path, error) from error
         raise  # a pipe, or somebody else's file: not a problem of this output
+
+
+@contextlib.contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Whatever the file system says in the block becomes a UserError about the output `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(path, error) from error
 
 
 def make_durable(temporary: Path) -> None:

@@ -101,6 +101,11 @@ class _DefaultsAndLayout(
             return f"{action.help} (default: {paths.display(action.default)})"
         return super()._get_help_string(action)
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """A list without spaces breaks behind a comma, not in the middle of a name."""
+        lines = super()._split_lines(re.sub(r",(?=\S)", ",\0 ", text), width)
+        return [line.replace(",\0 ", ",").replace(",\0", ",") for line in lines]
+
 
 def add_common_arguments(
     parser: argparse.ArgumentParser, *, output: Path | None, output_help: str, seed: int = 0

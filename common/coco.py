@@ -1,6 +1,7 @@
 """COCO-format data as torchvision detectors take it: checked splits, decoded images, a Dataset."""
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,30 +10,9 @@ from typing import Any
 import numpy as np
 
 from common.cli import UserError, log
-from common.coco_format import (
-    CocoSplit,
-    ImageRecord,
-    MissingSplitError,
-    Problem,
-    find_annotations,
-    parse_split,
-)
+from common.coco_files import MissingSplitError, find_annotations
+from common.coco_format import CocoSplit, ImageRecord, parse_split
 
-__all__ = [
-    "COCODataset",
-    "CocoSplit",
-    "ImageRecord",
-    "MissingSplitError",
-    "Problem",
-    "collate",
-    "hold_out",
-    "load_split",
-    "load_train_and_val",
-    "parse_split",
-    "read_image",
-    "rgb_pixels",
-    "training_split",
-]
 VAL_FRACTION = 0.1  # held out of the training images where there is no val file
 
 
@@ -47,10 +27,13 @@ def load_split(data_path: Path, split: str) -> CocoSplit:
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors or parsed is None:
         others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        command = shlex.join(
+            ["python", "phase1_training/check_data.py", "--data-path", str(data_path)]
+        )
         raise UserError(
             find_annotations(Path(data_path), split),
             f"{errors[0].message}{others}",
-            f"list all with: python phase1_training/check_data.py --data-path {data_path}",
+            f"list all with: {command}",
         )
     return parsed
 
@@ -175,9 +158,3 @@ class COCODataset:
             "image_id": record.image_id,
         }
         return self.transform(image, target) if self.transform else (image, target)
-
-
-def collate(batch: Sequence[tuple]) -> tuple[tuple, tuple]:
-    """Images of different sizes cannot be stacked: a batch is a tuple of images and of targets."""
-    images, targets = zip(*batch, strict=True)
-    return images, targets

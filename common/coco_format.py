@@ -14,7 +14,6 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from common.coco_files import (
-    MissingSplitError,
     find_annotations,
     find_image_root,
     is_safe_name,
@@ -22,18 +21,6 @@ from common.coco_files import (
     real_paths,
 )
 from common.coco_table import NUMBERS, AnnotationTable, with_whole_numbers
-
-__all__ = [
-    "AnnotationTable",
-    "CocoSplit",
-    "ImageRecord",
-    "MissingSplitError",
-    "ParsedFile",
-    "Problem",
-    "find_annotations",
-    "parse_content",
-    "parse_split",
-]
 
 MAX_IMAGE_SIDE = 1_000_000  # pixels; float32 tells coordinates 1/16 apart up to there
 MIN_BOX_SIDE = 0.1  # pixels; thinner boxes lose their area to float32 when resized or flipped

@@ -170,6 +170,7 @@ def command_line(*, without: Sequence[str] = (), launcher: Sequence[str] = ("pyt
 
 
 def seed_everything(seed: int) -> None:
+    """Seeds the global generators of Python, NumPy (with 32 bits of it) and torch."""
     import numpy
     import torch
 

@@ -3,6 +3,7 @@
 import errno
 import sys
 from pathlib import Path
+from typing import Any
 
 from common import paths
 
@@ -28,6 +29,10 @@ class UserError(Exception):
         self.where, self.what, self.remedy = where, what, remedy
         where = paths.display(where) if isinstance(where, Path) else where
         super().__init__(f"{where}: {what} – {remedy}".replace("\n", " "))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: an exception is made anew there, by default of its text alone."""
+        return UserError, (self.where, self.what, self.remedy)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

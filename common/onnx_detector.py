@@ -66,12 +66,16 @@ class OnnxDetector:
         metadata: what the file says of itself; class_names and category_ids are lists.
 
     Raises:
-        UserError: the file is missing, damaged or of another kind, or there is no such device.
+        UserError: the file is missing, damaged or of another kind, there is no such device, or ONNX
+            Runtime is not installed.
     """
 
     def __init__(self, onnx_path: Path, device: str = "auto", threads: int = 0):
-        import onnxruntime
-
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            remedy = "run: pip install -r requirements.txt"
+            raise UserError(str(error.name), "is not installed", remedy) from None
         self.onnx_path = Path(onnx_path)
         _check_file(self.onnx_path)
         onnxruntime.set_default_logger_severity(4)  # CUDA's absence is told below, in one line

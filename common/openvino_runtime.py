@@ -17,6 +17,7 @@ from common.predictors import batch_predictor
 
 PIXEL_CHANNELS = 3
 EXTRAS = "pip install -r requirements-extras.txt"
+FP32_NOTE = ["beside_int8"]  # where it is in an .xml
 NOT_QUANTISED = {"Constant", "Parameter", "Result"}  # NNCF wants to hear of operations only
 
 
@@ -30,6 +31,11 @@ def has_bfloat16() -> bool:
 def beside_int8() -> str:
     """The precision for what of a quantised model is not in INT8: "bf16" where it is quick."""
     return "bf16" if has_bfloat16() else "f32"
+
+
+def needs_fp32(model: Any) -> bool:
+    """Whether `quantise` has noted that what is not in INT8 has to be computed in FP32."""
+    return bool(model.has_rt_info(FP32_NOTE))
 
 
 def read_model(file: Path) -> Any:
@@ -51,6 +57,8 @@ def quantise(
     target: Path,
     calibration: Sequence[np.ndarray],
     float_nodes: Collection[str] = (),
+    *,
+    needs_fp32: bool = False,
 ) -> None:
     """Writes an INT8 copy of an exported graph as OpenVINO's .xml with its .bin.
 
@@ -65,12 +73,15 @@ def quantise(
         file: an .onnx of `common.onnx_graph`.
         calibration: uint8 RGB images (H, W, 3) of the training set.
         float_nodes: names of further nodes of the .onnx to leave in FP32.
+        needs_fp32: noted in the file, for whoever loads it.
     """
     import openvino
 
     model = read_model(file)
     with without_chatter():
         quantised = _quantised(model, calibration, float_nodes)
+    if needs_fp32:
+        quantised.set_rt_info("f32", FP32_NOTE)
     openvino.save_model(quantised, str(target), compress_to_fp16=False)
 
 

@@ -86,6 +86,7 @@ def render_html(content: Mapping[str, Any]) -> str:
 
 
 def render_markdown(content: Mapping[str, Any]) -> str:
+    """The same without charts and pictures; every text in it is escaped."""
     from common.reporting.blocks import escape_markdown, markdown
 
     cards = [

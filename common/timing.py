@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.cli import log
-from common.comparison import MIN_ROUNDS, ratio_interval
+from common.comparison import MIN_ROUNDS
 from common.errors import is_out_of_memory as is_out_of_memory  # a result of measuring, too
 
 if TYPE_CHECKING:
@@ -146,15 +146,6 @@ def summarise(ms: np.ndarray | Sequence[float]) -> dict[str, float]:
     """p50, p90, p99 (linear between order statistics) and mean of milliseconds, shape (n,)."""
     p50, p90, p99 = np.percentile(ms, [50, 90, 99])
     return {"p50": float(p50), "p90": float(p90), "p99": float(p99), "mean": float(np.mean(ms))}
-
-
-def ratio_with_ci(
-    baseline_ms: np.ndarray, candidate_ms: np.ndarray, seed: int = 0
-) -> dict[str, Any]:
-    """`common.comparison.ratio_interval` as the reports write it: {"ratio": r, "ci95": [l, h]}, or
-    None for the interval where there is none."""
-    ratio, interval = ratio_interval(baseline_ms, candidate_ms, seed)
-    return {"ratio": ratio, "ci95": interval and list(interval)}
 
 
 def release_free_memory(device: "torch.device") -> None:

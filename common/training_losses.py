@@ -126,6 +126,14 @@ def count_samples(
     return torch.stack((anchors.count, rois.count))
 
 
+def set_training_mode(model: nn.Module) -> None:
+    """`model.train()`, but normalisation of a frozen stage goes on with its running statistics."""
+    model.train()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d) and not layer.weight.requires_grad:
+            layer.eval()
+
+
 # --- region proposals -------------------------------------------------------------------------
 
 

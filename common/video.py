@@ -6,7 +6,7 @@ and what they can write no browser plays, so encoding goes through PyAV.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from fractions import Fraction
 from math import ceil
@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from common import paths
-from common.artifacts import DISK_ERRORS, atomic_path
+from common.artifacts import atomic_path, output_errors
 from common.cli import UserError, log
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class VideoWriter:
     def __enter__(self) -> "VideoWriter":
         import av  # late: it loads a second FFmpeg beside OpenCV's
 
-        with _output_errors(self.path):
+        with output_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self._partial.exists():
                 self._remove_leftover()
@@ -154,7 +154,7 @@ class VideoWriter:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_bgr), format="bgr24")
         frame = frame.reformat(format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG")
         frame.pts, frame.time_base = tick, self._time_base
-        with _output_errors(self.path):
+        with output_errors(self.path):
             self._container.mux(self._stream.encode(frame))
         self.frames_written += 1
 
@@ -239,7 +239,7 @@ class VideoWriter:
         if not self.frames_written or self._stream is None:
             self._container.close()
             raise ValueError(f"{self.path}: no frame was written")
-        with _output_errors(self.path):
+        with output_errors(self.path):
             self._container.mux(self._stream.encode(None))
             self._container.close()
 
@@ -277,7 +277,7 @@ class VideoWriter:
             if self._scale:
                 length_s = self._last_s - self._first_s + 1 / self.fps
             audio = AudioRange(self.audio_from, self._first_s, length_s)
-        with _output_errors(self.path), self._place(self.path) as temporary:
+        with output_errors(self.path), self._place(self.path) as temporary:
             try:
                 notes, self.audio_kept = remux(self._partial, temporary, self.fps, audio)
                 frames = check_video(temporary)
@@ -306,17 +306,3 @@ def partial_path(path: Path) -> Path:
 def _url(path: Path) -> str:
     """For FFmpeg, which would take `a:b.mp4` for an address."""
     return f"file:{path}"
-
-
-@contextlib.contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
-    """Tells what the file system says in one line that names the output."""
-    try:
-        yield
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    mend = "free some space there" if error.errno in DISK_ERRORS else "choose another --output"
-    return UserError(path, f"cannot be written ({error.strerror or error})", mend)

@@ -22,8 +22,8 @@ from phase1_training.batch_plan import PlannedBatch
 
 
 class BatchReader:
-    """A data set of batches: its index is a PlannedBatch. A UserError comes back as text: raised in
-    a loader process, it would arrive as a RuntimeError with a traceback inside."""
+    """A data set of batches: its index is a PlannedBatch. A UserError is returned: raised in a
+    loader process, it would arrive as a RuntimeError with a traceback inside."""
 
     def __init__(self, split: CocoSplit, max_size: int, transform: TrainTransform, seed: int):
         self.images = COCODataset(split)
@@ -32,7 +32,7 @@ class BatchReader:
         self.max_size = max_size
         self.seed = seed
 
-    def __getitem__(self, planned: PlannedBatch) -> Batch | str:
+    def __getitem__(self, planned: PlannedBatch) -> Batch | UserError:
         shape = (len(planned.indices), 3, *planned.canvas)
         images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last).zero_()
         records = [self.images.records[index] for index in planned.indices]
@@ -45,7 +45,7 @@ class BatchReader:
                 targets.append(target)
                 seeds.append(seed)
         except UserError as error:
-            return str(error)
+            return error
         image_ids = [record.image_id for record in records]
         return Batch(images, sizes, targets, image_ids, [str(r.path) for r in records], seeds)
 

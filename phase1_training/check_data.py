@@ -23,8 +23,9 @@ sys.path.insert(0, str(ROOT))  # so `python phase1_training/check_data.py` finds
 
 from common import artifacts, cli, models, paths
 from common.cli import UserError, log
-from common.coco_format import find_annotations
+from common.coco_files import find_annotations
 from phase1_training import data_doctor, data_fix
+from phase1_training.options import default_architecture
 
 SHOWN_PER_KIND = 3
 SHOWN_CLASSES = 10
@@ -78,7 +79,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--min-size", type=cli.positive_int, help="short side after the resize, px")
     parser.add_argument("--max-size", type=cli.positive_int, help="longest side after it, px")
     parser.add_argument(
-        "--anchor-sizes", type=cli.positive_int_list, help="in place of the architecture's own, px"
+        "--anchor-sizes",
+        type=cli.positive_int_list,
+        metavar="PX,PX,...",
+        help="in place of the architecture's own",
     )
     parser.add_argument(
         "--workers", type=cli.non_negative_int, default=WORKERS, help="threads that read images"
@@ -90,8 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    is_demo = args.data_path.resolve() == paths.DEMO
-    architecture = args.architecture or (models.DEMO if is_demo else "fasterrcnn_resnet50_fpn")
+    architecture = args.architecture or default_architecture(args.data_path)
     min_size, max_size = models.input_size(architecture, args.min_size, args.max_size)
     report = data_doctor.inspect(
         args.data_path,

@@ -176,6 +176,8 @@ def _percent(counts: Mapping[str, Any], iou: float) -> str:
 
 
 def count(parsed: ParsedFile) -> dict[str, Any]:
+    """`images`, `images_without_boxes`, `boxes`, of them `crowd_boxes`, and `per_class`, name ->
+    boxes; boxes without an area inside their image do not count."""
     split = parsed.split
     assert split is not None
     labels = Counter(parsed.table.labels[parsed.usable].tolist())

@@ -1,6 +1,7 @@
 """The examination of a data set: what `check_data.py` shows and every training begins with."""
 
 import contextlib
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,14 +9,8 @@ from typing import Any
 
 from common import paths
 from common.cli import UserError
-from common.coco_files import read_annotations
-from common.coco_format import (
-    MissingSplitError,
-    ParsedFile,
-    Problem,
-    find_annotations,
-    parse_content,
-)
+from common.coco_files import MissingSplitError, find_annotations, read_annotations
+from common.coco_format import ParsedFile, Problem, parse_content
 from phase1_training import data_checks, image_checks
 from phase1_training.anchor_fit import Anchors, anchors_of
 
@@ -148,8 +143,8 @@ def _refuse_errors(report: Mapping[str, Any], data_path: Path) -> None:
     with contextlib.suppress(MissingSplitError):  # the fault may be that there is no val file
         where = find_annotations(data_path, errors[0]["split"])
     others = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
-    command = f"python phase1_training/check_data.py --data-path {paths.display(data_path)}"
-    raise UserError(where, line(errors[0]) + others, f"list all with: {command}")
+    command = ["python", "phase1_training/check_data.py", "--data-path", paths.display(data_path)]
+    raise UserError(where, line(errors[0]) + others, f"list all with: {shlex.join(command)}")
 
 
 # --- in words ---------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import numpy as np
 
 from common import artifacts
 from common.cli import UserError
-from common.coco_files import annotation_patterns, read_annotations
-from common.coco_format import ParsedFile, find_annotations, parse_content
+from common.coco_files import annotation_patterns, find_annotations, read_annotations
+from common.coco_format import ParsedFile, parse_content
 from common.coco_table import NUMBERS, AnnotationTable, with_whole_numbers
 from phase1_training import data_boxes, data_checks
 from phase1_training.data_ids import with_numeric_ids

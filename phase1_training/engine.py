@@ -14,11 +14,17 @@ from torchvision.models.detection import FasterRCNN
 from common import timing
 from common.cli import UserError, log
 from common.fastpath import fast_training, normalise_batch, precision_safe_autocast
-from common.training_losses import LOSS_NAMES, LossSums, count_samples, training_losses
+from common.training_losses import (
+    LOSS_NAMES,
+    LossSums,
+    count_samples,
+    set_training_mode,
+    training_losses,
+)
 from common.training_update import update_if_finite
 from phase1_training import rng
+from phase1_training.batch import Batch
 from phase1_training.distributed import Ranks
-from phase1_training.loading import Batch
 from phase1_training.nonfinite import StepMonitor
 from phase1_training.recipe import (
     AMP_DTYPES,
@@ -141,6 +147,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` returned, on any rank of as many."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema:
@@ -231,10 +238,7 @@ class Trainer:
     def training(self) -> Iterator[None]:
         """Where `train_step` can be called: the model in training mode, fast, its heavy layers in
         the recipe's precision."""
-        self.model.train()
-        for module in self.model.modules():  # statistics of a frozen stage stay as they are, too
-            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
-                module.eval()
+        set_training_mode(self.model)
         with contextlib.ExitStack() as stack:
             stack.enter_context(fast_training(self.model))
             if self.recipe.amp != "off":

@@ -17,8 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so `python phase1_training/evaluate_detector.py` finds common/
 
-from common import artifacts, cli, coco, environment, paths
-from common.cli import UserError, log
+from common import artifacts, cli, environment, paths
+from common.cli import log
+from common.model_and_data import load_model_and_data
 
 WORKERS = 2
 
@@ -37,20 +38,12 @@ def evaluate_detector(
     Raises:
         UserError: an input is missing or damaged, or the classes of model and data differ.
     """
-    from common import models
     from phase1_training import evaluation_files
     from phase1_training.validation import validate
 
-    split = coco.training_split(data_path, split_name)
     device = environment.select_device(device_name)
     log.info(environment.summary_line(str(device)))
-    loaded = models.load_model(model_path, device)
-    if loaded.class_names != split.class_names:
-        found, wanted = ", ".join(loaded.class_names), ", ".join(split.class_names)
-        what = f"knows the classes {found:.80}, the data has {wanted:.80}"
-        raise UserError(loaded.path, what, "give the data the model was trained on")
-    if not split.records:
-        raise UserError(split.annotation_file, "no images", "give a split with images")
+    loaded, (split,) = load_model_and_data(model_path, data_path, device, [split_name])
     result = validate(loaded.model, split, device, workers=workers)
     scores = result.scores
     log.info(

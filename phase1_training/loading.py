@@ -118,14 +118,14 @@ class TrainingLoader:
             iterator._shutdown_workers()  # type: ignore[attr-defined]
         self._processes = []
 
-    def _checked(self, batches: Iterator[Batch | str]) -> Iterator[Batch]:
+    def _checked(self, batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
         while True:
             with self._ended_processes_told(), _one_thread(when=self.workers == 0):
                 batch = next(batches, None)
             if batch is None:
                 return
-            if isinstance(batch, str):
-                raise UserError.__new__(UserError, batch)  # its text is complete
+            if isinstance(batch, UserError):
+                raise batch
             yield batch
 
     @contextlib.contextmanager

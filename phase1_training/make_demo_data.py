@@ -18,6 +18,7 @@ height (pixels, from 0), 1, class id, visibility (the share of the object that i
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -98,11 +99,20 @@ def _already_there(output: Path, settings: dict[str, int]) -> bool:
     """Whether `output` holds every file of data made with these settings, undamaged."""
     if not (output / MANIFEST).is_file():
         return False
-    manifest = artifacts.read_json(output / MANIFEST)
-    return manifest.get("settings") == settings and all(
+    manifest = _read_manifest(output)
+    return manifest["settings"] == settings and all(
         (output / name).is_file() and artifacts.sha256(output / name) == digest
         for name, digest in manifest["files"].items()
     )
+
+
+def _read_manifest(output: Path) -> dict[str, Any]:
+    """Raises UserError when it is not what `make_demo_data` writes."""
+    manifest = artifacts.read_json(output / MANIFEST)
+    if not isinstance(manifest.get("files"), dict) or "settings" not in manifest:
+        remedy = "delete the folder, or choose another --output"
+        raise UserError(output / MANIFEST, "is damaged", remedy)
+    return manifest
 
 
 def _check_replaceable(output: Path, settings: dict[str, int], overwrite: bool) -> None:
@@ -113,7 +123,7 @@ def _check_replaceable(output: Path, settings: dict[str, int], overwrite: bool) 
         raise UserError(output, "is a file", "choose another --output")
     manifest: dict[str, Any] = {"settings": settings, "files": {}}
     if (output / MANIFEST).is_file():
-        manifest = artifacts.read_json(output / MANIFEST)
+        manifest = _read_manifest(output)
     foreign = set(_files_in(output)) - set(manifest["files"]) - {MANIFEST}
     if foreign:
         what = f"holds files that are not demo data ({min(foreign)})"
@@ -284,10 +294,10 @@ def run(output: Path, **options: Any) -> None:
         saved = [output / name for name in names]
     else:
         log.info("%s is complete; --overwrite makes it again", paths.display(output))
-    next_command = "python phase1_training/train.py"
-    if output.resolve() != paths.DEMO.resolve():
-        next_command += f" --data-path {paths.display(output)}"
-    cli.finished(saved, next_command)
+    words = ["python", "phase1_training/train.py"]
+    if output.resolve() != paths.DEMO:
+        words += ["--data-path", paths.display(output)]
+    cli.finished(saved, shlex.join(words))
 
 
 if __name__ == "__main__":

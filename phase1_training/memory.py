@@ -1,6 +1,7 @@
 """How many images fit: probing training steps of the largest shape before a run starts."""
 
 import copy
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from torchvision.models.detection import FasterRCNN
 
 from common import timing
 from common.cli import UserError, log
+from phase1_training.batch import Batch
 from phase1_training.distributed import Ranks
 from phase1_training.engine import Trainer
-from phase1_training.loading import Batch
 from phase1_training.recipe import Recipe
 
 LARGEST = {"cuda": 64, "cpu": 16, "mps": 16}  # a CPU gets no faster with more images at a time
@@ -95,14 +96,15 @@ def _probe(model: FasterRCNN, recipe: Recipe, device: torch.device, batch: Batch
     timing.release_free_memory(device)
     before = _in_use(device)
     try:
-        with timing.PeakMemory(device) as peak:
+        # A step of the probe that fails leaves its batch of noise in a folder that goes.
+        with tempfile.TemporaryDirectory() as folder, timing.PeakMemory(device) as peak:
             trainer = Trainer(
                 copy.deepcopy(model).to(device),
                 recipe,
                 device,
                 1,
                 ranks=Ranks(0, 1, device),
-                folder=Path(),
+                folder=Path(folder),
             )
             trainer.train_epoch([batch] * PROBE_STEPS)
     except UserError:  # not even one image

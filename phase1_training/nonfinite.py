@@ -12,7 +12,7 @@ from torchvision.models.detection import FasterRCNN
 
 from common import artifacts, paths
 from common.cli import UserError, log
-from phase1_training.loading import Batch
+from phase1_training.batch import Batch
 
 CHECK_EVERY = {"cpu": 1, "cuda": 10, "mps": 10}  # steps; reading a flag waits for a GPU
 MAX_IN_A_ROW = 5  # skipped steps before the run ends

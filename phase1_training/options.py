@@ -157,6 +157,11 @@ def _add_regularisation(recipe: argparse._ArgumentGroup) -> None:
     )
 
 
+def default_architecture(data_path: Path) -> str:
+    """The small one on the demo data only: it is to learn with, not to ship."""
+    return models.DEMO if data_path.resolve() == paths.DEMO else "fasterrcnn_resnet50_fpn"
+
+
 def _batch_size(text: str) -> int | None:
     if text == "auto":
         return None
@@ -167,6 +172,8 @@ def _batch_size(text: str) -> int | None:
 
 
 def make_recipe(args: argparse.Namespace, run: "Run", ranks: "Ranks") -> "Recipe":
+    """The options, with defaults that depend on the model, the optimizer, the device and the
+    number of images per step in place of those not given."""
     from common.fastpath import native_amp
     from phase1_training.recipe import Recipe
 

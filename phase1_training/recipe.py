@@ -145,6 +145,7 @@ class ModelEMA:
 
     @torch.no_grad()
     def update(self, model: FasterRCNN, step: int) -> None:
+        """Takes in the weights after a step, which is counted from 0 over the whole run."""
         decay = min(self.decay, (1 + step) / (EMA_RAMP_STEPS + step))
         current = [p.detach() for p in model.parameters()]
         torch._foreach_lerp_(self.parameters, current, 1 - decay)

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase1_training/train.py` finds comm
 from common import cli, coco, environment, models, paths
 from common.anchors import flat_sizes
 from common.cli import UserError, log
+from common.model_and_data import check_classes
 from phase1_training import data_doctor, options, run_folder
 from phase1_training.run_files import Run
 
@@ -59,9 +60,7 @@ def _prepare(args: argparse.Namespace) -> Run:
         transform = start_from.model.transform
         min_size, max_size = transform.min_size[-1], transform.max_size
     else:
-        is_demo = data_path.resolve() == paths.DEMO
-        default = models.DEMO if is_demo else "fasterrcnn_resnet50_fpn"
-        architecture = args.architecture or default
+        architecture = args.architecture or options.default_architecture(data_path)
         min_size, max_size = models.input_size(architecture, args.min_size, args.max_size)
     if args.multi_scale and max(args.multi_scale) > max_size:
         what = f"above the longest side, {max_size} px"
@@ -98,10 +97,7 @@ def _load_start(args: argparse.Namespace, train_split: coco.CocoSplit) -> models
     import torch
 
     loaded = models.load_model(args.model_path, torch.device("cpu"))
-    if loaded.class_names != train_split.class_names:
-        found, wanted = ", ".join(loaded.class_names), ", ".join(train_split.class_names)
-        what = f"knows the classes {found:.80}, the data has {wanted:.80}"
-        raise UserError(args.model_path, what, "give a model of the same classes")
+    check_classes(loaded, train_split, "give a model of the same classes")
     return loaded
 
 

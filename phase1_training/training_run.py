@@ -21,10 +21,11 @@ from common.cli import UserError, log
 from common.coco import CocoSplit
 from common.stop_signal import StopSignal
 from phase1_training import evaluation_files, memory, nonfinite, plots, run_files, run_folder
+from phase1_training.batch import Batch
 from phase1_training.batch_plan import distinct_shapes
 from phase1_training.distributed import Ranks
 from phase1_training.engine import EpochResult, Trainer
-from phase1_training.loading import Batch, TrainingLoader
+from phase1_training.loading import TrainingLoader
 from phase1_training.recipe import Recipe, set_trainable_stages
 from phase1_training.run_files import Run
 from phase1_training.tensorboard_log import TensorBoardLog

@@ -79,7 +79,7 @@ def validate(
     loaded = _decoded_ahead(split.records, batches, workers, pin=device.type == "cuda")
     found: dict[int, Detections] = {}
     rows = [torch.zeros(len(LOSS_NAMES) + 2, device=device)]
-    error = None
+    error: UserError | None = None
     try:
         with _evaluation_mode(model), torch.no_grad():
             for indices, images in cli.progress(
@@ -92,7 +92,7 @@ def validate(
                 rows.append(torch.cat((sums, losses.counts)))
                 after_batch()
     except UserError as mistake:  # told to the other ranks first: they wait for this one's share
-        error = str(mistake)
+        error = mistake
     shares = [(found, torch.stack(rows).cpu().double().sum(dim=0).tolist(), error)]
     if ranks is not None:
         shares = [share for (share,) in ranks.gather(shares)]
@@ -100,11 +100,11 @@ def validate(
 
 
 def _merged(
-    split: CocoSplit, shares: Sequence[tuple[dict[int, Detections], list[float], str | None]]
+    split: CocoSplit, shares: Sequence[tuple[dict[int, Detections], list[float], UserError | None]]
 ) -> Validation:
     for _, _, error in shares:
         if error is not None:
-            raise UserError.__new__(UserError, error)  # its text is complete
+            raise error
     found = {index: detection for share, _, _ in shares for index, detection in share.items()}
     detections = [found[index] for index in range(len(split.records))]
     totals = torch.tensor([row for _, row, _ in shares], dtype=torch.float64).sum(dim=0)

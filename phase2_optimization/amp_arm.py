@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from common.fastpath import fast_training, native_amp, normalise_batch, precision_safe_autocast
 from common.inference_graph import InferenceGraph, graph_predictor
 from common.models import Predictor
-from common.training_losses import training_losses
+from common.training_losses import set_training_mode, training_losses
 from common.training_update import update_if_finite
 from phase2_optimization.amp_batches import Batch, image_seeds
 from phase2_optimization.builders import tf32
@@ -122,10 +122,7 @@ class TrainingArm:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "TrainingArm":
-        self._model.train()
-        for module in self._model.modules():  # statistics of frozen layers stay as they are
-            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
-                module.eval()
+        set_training_mode(self._model)
         if not self._precision.stock:
             self._stack.enter_context(fast_training(self._model))
             if self._precision.dtype is not torch.float32:

@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase2_optimization/benchmark_infere
 
 from common import artifacts, cli, paths
 from common.cli import UserError, log
+from common.model_and_data import load_model_and_data
 from phase2_optimization.batch_search import MAX_BATCH_SIZE
 
 if TYPE_CHECKING:
@@ -78,16 +79,17 @@ def benchmark_inference(
     import torch
 
     from common.gpu_state import gpu_state
-    from phase2_optimization.inputs import load_inputs, start, timed_images, writable_folder
+    from phase2_optimization.inputs import start, timed_images, writable_folder
     from phase2_optimization.measuring import Benchmark
 
     writable_folder(output)
     device = start(device_name, seed)
     names, skipped = choose_variants(variant_names, compiles, device)
-    loaded, (split,) = load_inputs(model_path, data_path, ["val"], torch.device("cpu"))
+    loaded, (split,) = load_model_and_data(model_path, data_path, torch.device("cpu"), ["val"])
     images = timed_images(split, max(batch_sizes or [1]), image_size)
     height, width = images[0].shape[:2]
-    evaluated = log_task(width, height, min(max_images, len(split.records)))
+    evaluated = min(max_images, len(split.records))
+    log_task(width, height, evaluated)
     report_path, picture = output / "inference_benchmark.json", output / "inference_benchmark.png"
     finished = False
     with workshop(device, data_path, names, skipped) as shop:
@@ -112,11 +114,10 @@ def benchmark_inference(
     cli.finished([report_path, picture], "python phase3_tracking/video_detector.py")
 
 
-def log_task(width: int, height: int, evaluated: int) -> int:
-    """Tells what is timed, and on how many images accuracy is measured, which it returns."""
+def log_task(width: int, height: int, evaluated: int) -> None:
+    """Tells what is timed, and on how many images accuracy is measured."""
     log.info("Timed: %s; images of %dx%d", TIMED, width, height)
     log.info("mAP on %d images%s", evaluated, "" if evaluated >= FEW_IMAGES else FEW_IMAGES_NOTE)
-    return evaluated
 
 
 def measure(

@@ -195,6 +195,9 @@ def draw_pareto(axis: Axes, rows: Sequence[Row], images: int) -> None:
 
 def _draw_throughput(axis: Axes, rows: Sequence[Row]) -> None:
     rows = [row for row in rows if row["status"] == "ok"]
+    if not rows:  # not even the baseline's results hold
+        axis.set_axis_off()
+        return
     names = list(dict.fromkeys(row["variant"] for row in rows))
     best = {
         name: max(_img_s_across(row) for row in rows if row["variant"] == name) for name in names

@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase2_optimization/gpu_profiler.py`
 
 from common import artifacts, cli, environment, paths, timing
 from common.cli import UserError, log
+from common.model_and_data import load_model_and_data
 
 if TYPE_CHECKING:
     import torch
@@ -191,7 +192,7 @@ def profile_model(
     import torch
 
     from phase2_optimization import profile_report, profiling
-    from phase2_optimization.inputs import load_inputs, writable_folder
+    from phase2_optimization.inputs import at_most_all, writable_folder
     from phase2_optimization.memory_use import bounded_host_memory
 
     writable_folder(output)
@@ -200,10 +201,8 @@ def profile_model(
     amp = chosen_amp(amp, device)
     environment.seed_everything(seed)
     log.info(environment.summary_line(str(device)))
-    loaded, (train, val) = load_inputs(model_path, data_path, ("train", "val"), torch.device("cpu"))
-    if batch_size > len(train.records):
-        batch_size = len(train.records)
-        log.info("The train split has %d images: one batch of all of them", batch_size)
+    loaded, (train, val) = load_model_and_data(model_path, data_path, torch.device("cpu"))
+    batch_size = at_most_all(batch_size, train)
     try:
         with bounded_host_memory(device):
             profile = profiling.measure(

@@ -1,15 +1,13 @@
-"""What every script of this phase begins with: a trained model and data of the same classes."""
+"""What the scripts of this phase begin with: device, output folder, batches, images to time."""
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import environment, paths
+from common import environment
 from common.cli import UserError, log
-from common.coco import CocoSplit, read_image, training_split
-from common.models import LoadedModel, load_model
+from common.coco import CocoSplit, read_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,33 +45,12 @@ def writable_folder(folder: Path) -> None:
         raise UserError(folder, what, "choose another --output") from None
 
 
-def load_inputs(
-    model_path: Path | None,
-    data_path: Path | None,
-    split_names: Sequence[str],
-    device: "torch.device",
-) -> tuple[LoadedModel, list[CocoSplit]]:
-    """Loads a checkpoint and splits of a data set; None takes the newest model and the demo data.
-
-    Raises:
-        UserError: one of them is missing or damaged, their classes differ, or there is no image.
-    """
-    if data_path is None:
-        data_path = paths.DEMO
-        log.info("Data:  %s", paths.display(data_path))
-    loaded = load_model(model_path, device)
-    splits = [training_split(data_path, name) for name in split_names]
-    for split in splits:
-        if loaded.class_names != split.class_names:
-            raise UserError(
-                split.annotation_file,
-                f"classes {_some(split.class_names)} differ from the model's "
-                f"{_some(loaded.class_names)}",
-                "give the data the model was trained on",
-            )
-        if not split.records:
-            raise UserError(split.annotation_file, "no images", "give a split with images")
-    return loaded, splits
+def at_most_all(batch_size: int, train: CocoSplit) -> int:
+    """The batch size, or the number of training images where there are fewer."""
+    if batch_size <= len(train.records):
+        return batch_size
+    log.info("The train split has %d images: one batch of all of them", len(train.records))
+    return len(train.records)
 
 
 def most_common_size(split: CocoSplit) -> tuple[int, int]:
@@ -102,8 +79,3 @@ def timed_images(
     if size is not None:
         images = [np.array(Image.fromarray(image).resize(size)) for image in images]
     return images
-
-
-def _some(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:5])
-    return f"({shown}, … {len(names)} in all)" if len(names) > 5 else f"({shown})"

@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase2_optimization/mixed_precision.
 
 from common import artifacts, cli, paths
 from common.cli import log
+from common.model_and_data import load_model_and_data
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,17 +69,14 @@ def compare_training(
 
     from phase2_optimization.amp_comparison import AmpComparison, Settings
     from phase2_optimization.amp_report import results
-    from phase2_optimization.inputs import load_inputs, start, writable_folder
+    from phase2_optimization.inputs import at_most_all, start, writable_folder
 
     writable_folder(output)
     device = start(device_name, seed)
-    loaded, (train, val) = load_inputs(model_path, data_path, ["train", "val"], torch.device("cpu"))
-    if batch_size > len(train.records):
-        batch_size = len(train.records)
-        log.info("The train split has %d images: one batch of all of them", batch_size)
+    loaded, (train, val) = load_model_and_data(model_path, data_path, torch.device("cpu"))
     settings = Settings(
         steps=steps or STEPS.get(device.type, STEPS_ELSEWHERE),
-        batch_size=batch_size,
+        batch_size=at_most_all(batch_size, train),
         learning_rate=learning_rate,
         max_images=max_images,
         seeds=tuple(range(seed, seed + (seeds or SEEDS))),

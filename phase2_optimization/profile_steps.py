@@ -23,7 +23,7 @@ from common.coco import COCODataset, CocoSplit, ImageRecord, read_image
 from common.fast_inference import shipped_graph
 from common.fastpath import fast_training, native_amp, normalise_batch, precision_safe_autocast
 from common.inference_graph import graph_predictor
-from common.training_losses import training_losses
+from common.training_losses import set_training_mode, training_losses
 from common.training_update import update_if_finite
 from phase2_optimization.amp_batches import image_seeds, training_batches
 from phase2_optimization.inputs import most_common_size
@@ -149,11 +149,9 @@ def stock_training_arm(
 
 
 def _trained_copy(model: "FasterRCNN", device: torch.device) -> "FasterRCNN":
-    """A copy in training mode; statistics of a frozen stage stay as they are."""
-    model = copy.deepcopy(model).to(device).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
-            module.eval()
+    """A copy on the device, in training mode."""
+    model = copy.deepcopy(model).to(device)
+    set_training_mode(model)
     return model
 
 

@@ -3,23 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from common import evaluation
+from common.detection_matching import finite
 from common.models import Detections
 from phase2_optimization.variants import EXACT, Tolerance
 
 
 def parity(reference: Sequence[Detections], found: Sequence[Detections]) -> dict[str, float | None]:
     """`evaluation.compare_detections` with the boxes that are numbers."""
-    return evaluation.compare_detections(reference, [_finite(one) for one in found])
+    return evaluation.compare_detections(reference, list(map(finite, found)))
 
 
 def broken(found: Sequence[Detections], reference: Sequence[Detections]) -> str:
     """Why results are worth nothing, whatever is tolerated: 16 bits overflow into numbers that are
     none, and a network of those finds nothing. "" when they are sound."""
     count, expected = (sum(len(one.scores) for one in side) for side in (found, reference))
-    numbers = sum(len(_finite(one).scores) for one in found)
+    numbers = sum(len(finite(one).scores) for one in found)
     if numbers < count:
         return f"{count - numbers} of {count} boxes are no numbers"
     return f"no box where the baseline has {expected}" if expected and not count else ""
@@ -61,9 +60,3 @@ def inexact_without_tf32(reference: Sequence[Detections], found: Sequence[Detect
     does not, or was not run that way."""
     reason = beyond_parity(parity(reference, found), EXACT) if found else ""
     return f"{reason}, without TF32" if reason else ""
-
-
-def _finite(found: Detections) -> Detections:
-    """The detections that are numbers."""
-    keep = np.isfinite(found.boxes_xyxy).all(axis=1) & np.isfinite(found.scores)
-    return Detections(*(values[keep] for values in found))

@@ -140,13 +140,15 @@ def load_backend(
         return _recorded(detections, class_names or {})
     if model_path and is_exported(model_path):
         return _exported(model_path, device, precision)
-    from common.models import limit_proposals, load_model
+    from common.models import limit_proposals, load_model, proposals_of
 
     chosen = environment.select_device(device)
     log.info(environment.summary_line(str(chosen)))
     loaded = load_model(model_path, chosen)
-    if max_proposals:
+    if max_proposals and max_proposals < proposals_of(loaded.model):
         limit_proposals(loaded.model, max_proposals)
+    else:
+        max_proposals = None
     return replace(of_model(loaded, precision), max_proposals=max_proposals)
 
 

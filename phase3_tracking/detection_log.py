@@ -8,12 +8,12 @@ run that was never stopped.
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from common.artifacts import DISK_ERRORS
+from common.artifacts import output_errors
 from common.cli import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class DetectionLog:
         if self.path is None or self._file is None or all(frame in self._known for frame in frames):
             return
         batch = {str(frame): one.tolist() for frame, one in zip(frames, detections, strict=True)}
-        with _output_errors(self.path):
+        with output_errors(self.path):
             self._file.write(json.dumps(batch) + "\n")
             self._file.flush()
 
@@ -67,7 +67,7 @@ class DetectionLog:
         if self.path is None:
             return self
         kept = self._read(self.path) if self._resumes else 0
-        with _output_errors(self.path):
+        with output_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("r+" if kept else "w", encoding="utf-8")
             if kept:
@@ -128,15 +128,6 @@ class DetectionLog:
 def log_file(output_path: Path) -> Path:
     """NAME.resume.jsonl of NAME.mp4."""
     return output_path.with_suffix(SUFFIX)
-
-
-@contextlib.contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        mend = "free some space there" if error.errno in DISK_ERRORS else "choose another --output"
-        raise UserError(path, f"cannot be written ({error.strerror})", mend) from error
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -89,7 +89,8 @@ def look_at(
             ):
                 seen[name].lows.append(float(low))
                 seen[name].highs.append(float(high))
-                seen[name].sample.append(values[:: max(1, -(-len(values) // SAMPLE))])
+                few = values[:: max(1, -(-len(values) // SAMPLE))]
+                seen[name].sample.append(few.copy())  # a view would keep all values in memory
     return SeenActivations(seen)
 
 

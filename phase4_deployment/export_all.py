@@ -12,7 +12,8 @@ The formats, and what runs ONNX without PyTorch: detect.py with phase 3's own fi
 requirements.txt, README.md, package_info.json. The same goes into a .zip beside the folder, and is
 tried from there.
 A format beyond its tolerance is left out, and the exit status is then 2 although the rest is there.
-All formats run on the CPU; batch sizes above 1 are timed as far as --time-budget-s reaches.
+All formats but TensorRT's run on the CPU; batch sizes above 1 are timed as far as --time-budget-s
+reaches.
 
 Reports to outputs/metrics/export.json, export_comparison.png and quantization.json.
 """
@@ -29,6 +30,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/export_all.py` fin
 
 from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
+from common.model_and_data import load_model_and_data
 from phase4_deployment import export_onnx, quantization
 from phase4_deployment.formats import catalogue
 from phase4_deployment.formats.base import OK, Format
@@ -81,7 +83,7 @@ def export_all(
     package_files.check_target(output_dir)
     environment.seed_everything(seed)
     log.info(environment.summary_line("cpu"))
-    loaded, train, val = quantize.load_inputs(model_path, data_path, cpu := torch.device("cpu"))
+    loaded, (train, val) = load_model_and_data(model_path, data_path, cpu := torch.device("cpu"))
     images = measuring.ValImages(val, max_images)
 
     def describe(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from common.cli import UserError, log
 from common.onnx_detector import FORMAT
 from common.onnx_graph import DEFAULT_OPSET, OPSETS, write_onnx
 from phase4_deployment.checks import parity
-from phase4_deployment.formats.base import missing
+from phase4_deployment.formats.base import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,8 +67,7 @@ def export_onnx(
         UserError: something to export with is not installed.
         ParityError: the file differs; nothing is left at `path` that was not there before.
     """
-    if package := missing("onnx", "onnxscript", "onnxruntime"):
-        raise UserError(package, "is not installed", "run: pip install -r requirements.txt")
+    require("onnx", "onnxscript", "onnxruntime")
     import torch
 
     from common.inference_graph import InferenceGraph

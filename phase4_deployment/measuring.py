@@ -10,7 +10,7 @@ import numpy as np
 from common import timing
 from common.cli import log
 from common.coco import CocoSplit, read_image
-from common.comparison import MIN_EFFECT, MIN_ROUNDS, interval_text
+from common.comparison import MIN_EFFECT, MIN_ROUNDS, compare, interval_text
 from common.evaluation import coco_map, compare_detections
 from common.models import Detections, Predictor
 from phase4_deployment.formats import pytorch_fp32
@@ -184,10 +184,10 @@ def _speed(
         "batches": batches,
     }
     if item.name != BASELINE:
-        speed["speedup"] = timing.ratio_with_ci(times[1][BASELINE], own, seed)
+        speed["speedup"] = compare(times[1][BASELINE], own, seed=seed).as_json()
     if item.same_runtime in times[1]:
         baseline = times[1][item.same_runtime]
-        speed["speedup_same_runtime"] = timing.ratio_with_ci(baseline, own, seed)
+        speed["speedup_same_runtime"] = compare(baseline, own, seed=seed).as_json()
     return speed
 
 

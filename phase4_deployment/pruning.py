@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/pruning.py` finds 
 
 from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
+from common.model_and_data import load_model_and_data
 
 if TYPE_CHECKING:
     from common.models import LoadedModel
@@ -62,12 +63,11 @@ def prune(
     """
     from phase4_deployment import measuring
     from phase4_deployment.pruned import pruned_models, pruning_measures, pruning_report
-    from phase4_deployment.quantize import load_inputs
 
     device = environment.select_device(device_name)
     environment.seed_everything(seed)
     log.info(environment.summary_line(str(device)))
-    loaded, *splits = load_inputs(model_path, data_path, pruned_models.CPU)
+    loaded, splits = load_model_and_data(model_path, data_path, pruned_models.CPU)
     check_output(output, loaded.path)
     val = measuring.ValImages(splits[1], max_images)
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import logging
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -289,19 +288,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     def demonstrate() -> None:
         from phase4_deployment.quantize import quantize
 
-        with tempfile.TemporaryDirectory() as folder:
-            quantize(
-                args.model_path,
-                args.data_path,
-                outputs=[Path(folder) / "dynamic.pth", Path(folder) / "static.onnx"],
-                calibration_images=args.calibration_images,
-                max_map_drop=args.max_map_drop,
-                max_images=args.max_images,
-                num_iterations=args.num_iterations,
-                device_name=args.device,
-                seed=args.seed,
-                report_path=args.output / "quantization.json",
-            )
+        quantize(
+            args.model_path,
+            args.data_path,
+            outputs=[Path("dynamic.pth"), Path("static.onnx")],
+            calibration_images=args.calibration_images,
+            max_map_drop=args.max_map_drop,
+            max_images=args.max_images,
+            num_iterations=args.num_iterations,
+            device_name=args.device,
+            seed=args.seed,
+            report_path=args.output / "quantization.json",
+            delivers=False,
+        )
         cli.finished([args.output / "quantization.json"], "python phase4_deployment/export_all.py")
 
     return cli.run(demonstrate, args)

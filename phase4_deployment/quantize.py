@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))  # so `python phase4_deployment/quantize.py` finds
 
 from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
+from common.model_and_data import load_model_and_data
 from phase4_deployment import quantization
 
 if TYPE_CHECKING:
@@ -48,14 +49,17 @@ def quantize(
     device_name: str,
     seed: int,
     report_path: Path,
+    delivers: bool = True,
 ) -> None:
     """Quantises by the suffix of each output, measures all in one run and writes the report.
 
-    Raises:
-        UserError: a wrong suffix, missing inputs, or a result over the mAP budget.
-    """
-    import torch
+    Args:
+        delivers: puts the outputs in their places; without it they are only measured.
 
+    Raises:
+        UserError: a wrong suffix, missing inputs, an output that is the model, or a result over the
+            mAP budget.
+    """
     from phase4_deployment import measuring
     from phase4_deployment.formats import pytorch_fp32
     from phase4_deployment.formats.base import Ingredients
@@ -66,7 +70,8 @@ def quantize(
         raise UserError(f"--device {device_name}", "INT8 here runs on the CPU", "use --device cpu")
     environment.seed_everything(seed)
     log.info(environment.summary_line(str(device)))
-    loaded, train, val = load_inputs(model_path, data_path, device)
+    loaded, (train, val) = load_model_and_data(model_path, data_path, device)
+    _keep_the_model(loaded.path, outputs)
     with tempfile.TemporaryDirectory() as name:
         ingredients = Ingredients(
             loaded,
@@ -85,11 +90,12 @@ def quantize(
             rounds=num_iterations,
             batch_sizes=(1,),
             time_budget_s=TIME_BUDGET_S,
-            device=torch.device("cpu"),
+            device=device,
             seed=seed,
         )
         artifacts.write_json(report_path, report(rows, loaded, train, val, calibration_images))
-        _deliver(outputs, Path(name), {row["file"]: row["status"] for row in rows})
+        if delivers:
+            _deliver(outputs, Path(name), {row["file"]: row["status"] for row in rows})
 
 
 def quantised(ingredients: "Ingredients", file: Path) -> list["Format"]:
@@ -130,29 +136,10 @@ def check_suffixes(outputs: Sequence[Path]) -> None:
             raise UserError(output, what, "use .pth (dynamic, PyTorch) or .onnx (static)")
 
 
-def load_inputs(
-    model_path: Path | None, data_path: Path | None, device: Any
-) -> tuple["LoadedModel", "CocoSplit", "CocoSplit"]:
-    """The checkpoint and both splits of its data set; None takes the newest and the demo's.
-
-    Raises:
-        UserError: something is missing, or the data's classes are not the model's.
-    """
-    from common.coco import training_split
-    from common.models import load_model
-
-    if data_path is None:
-        data_path = paths.DEMO
-        log.info("Data:  %s", paths.display(data_path))
-    loaded = load_model(model_path, device)
-    train, val = (training_split(data_path, name) for name in ("train", "val"))
-    for split in (train, val):
-        if split.class_names != loaded.class_names:
-            what = f"its classes are not those of {paths.display(loaded.path)}"
-            raise UserError(split.annotation_file, what, "give the data the model was trained on")
-        if not split.records:
-            raise UserError(split.annotation_file, "no images", "give a split with images")
-    return loaded, train, val
+def _keep_the_model(model_path: Path, outputs: Sequence[Path]) -> None:
+    for output in outputs:
+        if output.exists() and output.samefile(model_path):
+            raise UserError(output, "is the model that is quantised", "choose another --output")
 
 
 def report(

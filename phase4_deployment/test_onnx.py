@@ -23,6 +23,7 @@ from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
 from phase4_deployment import web_page
 from phase4_deployment.checks import parity
+from phase4_deployment.formats.base import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,12 +56,13 @@ def try_onnx(
         tools: where the browser and its runtime are.
 
     Raises:
-        UserError: a file is missing or damaged, a runtime or device asked for by name cannot be
-            used, a runtime fails, or detections differ.
+        UserError: a package or file is missing or damaged, a runtime or device asked for by name
+            cannot be used, a runtime fails, or detections differ.
     """
     from phase4_deployment.checks import onnx_check, onnx_runtimes
 
     names, asked = choose(runtimes, device)
+    require("onnx", "onnxruntime")
     detector = _load(onnx_path)
     for name in asked:
         onnx_runtimes.RUNTIMES[name].require(tools)
@@ -125,14 +127,14 @@ def _device(used_cuda: bool) -> str:
 def _read_images(folder: Path | None, max_images: int) -> "list[np.ndarray]":
     """uint8 RGB images of a folder, or of the demo data's val split."""
     from common.coco import load_split, read_image
-    from phase4_deployment.package.picture_results import IMAGE_SUFFIXES
+    from phase4_deployment.package.picture_results import pictures_among
 
     if folder is None:
         records = load_split(paths.DEMO, "val").records[:max_images]
         return [read_image(record.path) for record in records]
     if not folder.is_dir():
         raise UserError(folder, "no such folder", "check the path given with --test-images")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = pictures_among([str(folder)])
     if not files:
         raise UserError(folder, "no images", "give a folder of images with --test-images")
     return [read_image(file) for file in files[:max_images]]

@@ -11,6 +11,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
 MODEL = "detector"
@@ -36,16 +38,18 @@ def detect(client: Any, image: "np.ndarray") -> "dict[str, np.ndarray]":
     return {name: answer.as_numpy(name)[0, :count] for name in ("boxes", "scores", "labels")}
 
 
-def main() -> None:
+def main(argv: "Sequence[str] | None" = None) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("picture", help="an image file")
+    parser.add_argument("--server", default="localhost:8000", help="HOST:PORT")
+    parser.add_argument("--confidence", type=float, default=0.5, help="least score, 0 to 1")
+    args = parser.parse_args(argv)
+    if not 0 <= args.confidence <= 1:  # nor is NaN
+        parser.error(f"--confidence: {args.confidence} is not between 0 and 1")
     import numpy as np
     from PIL import Image, ImageOps
     from tritonclient.http import InferenceServerClient
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument("picture")
-    parser.add_argument("--server", default="localhost:8000")
-    parser.add_argument("--confidence", type=float, default=0.5)
-    args = parser.parse_args()
     with Image.open(args.picture) as picture:
         image = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     client = InferenceServerClient(args.server)

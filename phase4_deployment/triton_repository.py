@@ -61,7 +61,7 @@ def write_repository(package: Path, output: Path, *, device: str, instances: int
         raise UserError(f"--device {device}", "is no kind of instance", remedy)
     info = read_info(package)
     folder = output / "model_repository" / NAME
-    if output.exists() and not (folder / "config.pbtxt").is_file() and any(output.iterdir()):
+    if output.exists() and not folder.is_dir() and (output.is_file() or any(output.iterdir())):
         raise UserError(output, "holds something else", "give another --output folder")
     batching = batching_of(info, package / INFO)
     detector = OnnxDetector(package / MODEL, "cpu", threads=1)
@@ -92,7 +92,7 @@ def batching_of(info: Mapping[str, Any], path: Path) -> Batching:
 
     A picture waits for what the budget leaves after the 90th percentile of that batch, but for no
     longer than the batch takes: company that takes longer to come saves less than it costs. A size
-    of 1 needs no company.
+    of 1 needs no company; it is taken, too, where not even one picture keeps within the budget.
 
     Args:
         path: of `info`, for the error.
@@ -101,14 +101,14 @@ def batching_of(info: Mapping[str, Any], path: Path) -> Batching:
         UserError: the measurement is missing.
     """
     try:
-        size = int(info["batch_sizes"][MODEL]["latency"])
-        (row,) = (row for row in info["formats"] if row["file"] == MODEL and row.get("batches"))
+        size = int(info["batch_sizes"][MODEL]["latency"] or 1)
+        (row,) = (row for row in info["formats"] if row["file"] == MODEL)
         (batch,) = (batch for batch in row["batches"] if batch["batch_size"] == size)
         p90_ms, budget_ms = batch["latency_ms"]["p90"], info["latency_budget_ms"]
     except (KeyError, TypeError, ValueError):
         remedy = "make the package again with: python phase4_deployment/export_all.py"
         raise UserError(path, f"does not tell the latencies of {MODEL}", remedy) from None
-    wait_ms = 0.0 if size == 1 else max(0.0, min(budget_ms - p90_ms, p90_ms))
+    wait_ms = 0.0 if size == 1 else min(budget_ms - p90_ms, p90_ms)
     return Batching(size, round(1000 * wait_ms))
 
 

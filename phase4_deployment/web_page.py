@@ -23,7 +23,7 @@ from common.cli import UserError, log
 
 PAGE = Path(__file__).resolve().parent / "web"
 PAGE_FILES = ("detector.js", "page.js", "index.html")  # the one people open is written last
-MODEL = "model.onnx"
+MODEL, ORT = "model.onnx", "ort"
 TESTED_VERSION = "1.30.0"
 RUNTIME_FILES = (
     "ort.wasm.min.mjs",
@@ -48,7 +48,7 @@ def run_page(onnx_path: Path, web_runtime: Path | None, output: Path, device: st
     OnnxDetector(onnx_path, "cpu", threads=1)
     runtime = find_runtime(web_runtime)
     if output.exists() and (
-        not output.is_dir() or (any(output.iterdir()) and not (output / PAGE_FILES[0]).exists())
+        not output.is_dir() or (any(output.iterdir()) and not (output / ORT).is_dir())
     ):
         raise UserError(output, "holds something else", "give another --output folder")
     write_page(output, onnx_path, runtime)
@@ -58,12 +58,12 @@ def run_page(onnx_path: Path, web_runtime: Path | None, output: Path, device: st
 
 
 def write_page(folder: Path, onnx_path: Path, runtime: Path) -> None:
-    """Copies the page, the detector and the runtime into a folder, file by file.
+    """Copies the runtime, the detector and the page into a folder, file by file in this order.
 
     Args:
         runtime: see `find_runtime`.
     """
-    sources = {Path("ort") / name: runtime / name for name in RUNTIME_FILES}
+    sources = {Path(ORT, name): runtime / name for name in RUNTIME_FILES}
     sources |= {Path(MODEL): onnx_path}
     sources |= {Path(name): PAGE / name for name in PAGE_FILES}
     for target, source in sources.items():

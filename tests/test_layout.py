@@ -179,9 +179,7 @@ def test_library_code_logs(module):
     assert not calls
 
 
-@pytest.mark.parametrize(
-    "folder", sorted({path.parent for path in [*MODULES, *tracked("benchmarks/*.py")]}), ids=name_of
-)
+@pytest.mark.parametrize("folder", PACKAGES, ids=name_of)
 def test_every_folder_of_modules_is_a_package_and_an_empty_one(folder):
     """Without the file any installed package of the same name would be imported in its place."""
     assert (folder / "__init__.py").read_bytes() == b""

@@ -7,9 +7,9 @@ import torch
 from torchvision.models.detection import FasterRCNN
 
 from common import models
+from phase1_training.batch import Batch
 from phase1_training.distributed import Ranks
 from phase1_training.engine import Trainer
-from phase1_training.loading import Batch
 from phase1_training.recipe import Recipe
 from tests.random_detectors import random_detector
 

@@ -189,6 +189,7 @@ def interval(ratio: Any) -> str:
 
 
 def text(value: Any) -> str:
+    """The value as it is written; "–" for none, an empty one, and a number that is none."""
     absent = value is None or value == "" or (isinstance(value, float) and finite(value) is None)
     return NOTHING if absent else str(value)
 

@@ -18,13 +18,14 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 4", "4 4", "1 2", "6 2 1 2")
 WIDTH, HEIGHT = 460, 270
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 42
-MAX_X_TICKS = 10
+STEPS, MAX_X_TICKS = 4, 10
+LEAST_SPAN = 0.02  # of y in a scatter chart: what a speed-up may cost in mAP
 STRIP_FRAMES, STRIP_WIDTH, PICTURE_WIDTH, JPEG_QUALITY = 6, 480, 1400, 82
 
 
-def nice_step(largest: float, steps: int = 4) -> float:
-    """1, 2, 2.5 or 5 times a power of ten, so that at most `steps` of them pass `largest`."""
-    rough = max(largest, 1e-9) / steps
+def nice_step(largest: float) -> float:
+    """1, 2, 2.5 or 5 times a power of ten, so that at most STEPS of them pass `largest`."""
+    rough = max(largest, 1e-9) / STEPS
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
 
@@ -87,11 +88,11 @@ def scale_from_zero(largest: float) -> Scale:
     return Scale(0.0, step, max(1, math.ceil(largest / step - 1e-9)))
 
 
-def scale_around(values: Sequence[float], least_span: float) -> Scale:
-    """Round numbers around values of 0 or more, no closer than `least_span`, so that what differs
+def scale_around(values: Sequence[float]) -> Scale:
+    """Round numbers around values of 0 or more, no closer than LEAST_SPAN, so that what differs
     by almost nothing looks like it."""
     low, high = min(values), max(values)
-    room = max(0.0, least_span - (high - low)) / 2
+    room = max(0.0, LEAST_SPAN - (high - low)) / 2
     low, high = max(0.0, low - room), high + room
     step = nice_step(high - low)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -142,15 +143,11 @@ def plot(chart: Lines) -> Plot:
     )
 
 
-def scatter(chart: Scatter, least_span: float = 0.02) -> Plot:
-    """Places a chart: x from 0, y around the values, numbers above and below the points by turns.
-
-    Args:
-        least_span: of y; 0.02 of mAP is what a speed-up may cost.
-    """
+def scatter(chart: Scatter) -> Plot:
+    """Places a chart: x from 0, y around the values, numbers by turns above and below a point."""
     ordered = sorted(chart.points, key=lambda point: point.x)
     horizontal = scale_from_zero(ordered[-1].x)
-    vertical = scale_around([point.y for point in ordered], least_span)
+    vertical = scale_around([point.y for point in ordered])
 
     def place(x: float, y: float) -> tuple[float, float]:
         return _x_at(horizontal.share(x)), _y_at(vertical.share(y))
@@ -192,13 +189,13 @@ def tint(shade: float) -> str:
 # --- pictures ---------------------------------------------------------------------------------
 
 
-def picture(path: Path, max_width: int = PICTURE_WIDTH) -> str | None:
-    """The picture as a JPEG data URI at most `max_width` pixels wide; None when it is not there or
-    cannot be read."""
+def picture(path: Path) -> str | None:
+    """The picture as a JPEG data URI at most PICTURE_WIDTH pixels wide; None when it is not there
+    or cannot be read."""
     import cv2
 
     image = cv2.imread(str(path)) if path.is_file() else None  # which it would tell on stderr
-    return None if image is None else _data_uri(image, max_width)
+    return None if image is None else _data_uri(image, PICTURE_WIDTH)
 
 
 def video_strip(path: Path) -> list[str]:

@@ -24,8 +24,9 @@ def _hardware(report: Report) -> dict[str, str]:
 
 def _versions(report: Report) -> dict[str, str]:
     packages = dig(report, "environment", "packages")
+    told = packages if isinstance(packages, Mapping) else {}
     found = {"python": text(dig(report, "environment", "python"))}
-    return found | {text(k): text(v) for k, v in (packages or {}).items()}
+    return found | {text(name): text(version) for name, version in told.items()}
 
 
 def _data(report: Report) -> dict[str, str]:

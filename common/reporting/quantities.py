@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from common.reporting.blocks import dig, listed, text
+from common.reporting.blocks import dig, text
 from common.reporting.difference import (
     Quantity,
     Value,
@@ -13,6 +13,7 @@ from common.reporting.difference import (
     of_seeds,
     single,
 )
+from common.reporting.speed import rows_of
 
 Pair = tuple[Any, Any]  # the same part of the reports of both runs
 Keys = tuple[str, ...]
@@ -85,8 +86,7 @@ def profile(pair: Pair) -> list[Quantity]:
 def benchmark(pair: Pair) -> list[Quantity]:
     """Variants and batch sizes that both have."""
     first, second = (
-        {(text(row.get("variant")), row.get("batch_size")): row for row in listed(rows)}
-        for rows in _part(pair, "results")
+        {(row["variant"], row["batch_size"]): row for row in rows_of(report)} for report in pair
     )
     found = []
     for name, size in (key for key in first if key in second):

@@ -145,19 +145,11 @@ def formats_section(export: Report | None, quantization: Report | None) -> Secti
 
 
 def package_files(info: Report | None) -> list[tuple[str, float | None, str]]:
-    """(name, bytes, sha256) of the files that package_info.json lists, as a mapping or a list."""
-    files = dig(info, "files") or {}
-    if isinstance(files, Mapping):
-        entries = [(name, value) for name, value in files.items()]
-    else:
-        entries = [(dig(value, "name") or dig(value, "file"), value) for value in files]
+    """(name, bytes, sha256) of the files that package_info.json lists."""
+    files = dig(info, "files")
     return [
-        (
-            text(name),
-            finite(dig(value, "bytes") or dig(value, "size_bytes")),
-            value if isinstance(value, str) else text(dig(value, "sha256")),
-        )
-        for name, value in entries
+        (text(name), finite(dig(facts, "bytes")), text(dig(facts, "sha256")))
+        for name, facts in (files.items() if isinstance(files, Mapping) else ())
     ]
 
 

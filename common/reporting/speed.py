@@ -91,7 +91,8 @@ def memory_section(report: Report | None, metrics: Path) -> Section:
 def rows_of(report: Report | None) -> list[Row]:
     """The rows that say what they are of."""
     rows = listed(dig(report, "results"))
-    return [row for row in rows if row.get("variant") and finite(row.get("batch_size"))]
+    named = [row for row in rows if row.get("variant") and isinstance(row["variant"], str)]
+    return [row for row in named if finite(row.get("batch_size"))]
 
 
 def measured(report: Report | None) -> list[Row]:
@@ -132,9 +133,10 @@ def fastest(report: Report | None) -> Row | None:
 
 
 def baseline_of(report: Report, batch_size: Any) -> Row | None:
-    names = (dig(report, "baseline"), "fp32_eager", "fp32")
-    rows = [row for row in measured(report) if row.get("batch_size") == batch_size]
-    return next((row for name in names for row in rows if row.get("variant") == name), None)
+    """The baseline's row at this batch size, if it has a time."""
+    wanted = (dig(report, "baseline"), batch_size)
+    rows = measured(report)
+    return next((r for r in rows if (r.get("variant"), r.get("batch_size")) == wanted), None)
 
 
 def speed_card(report: Report | None) -> Card | None:

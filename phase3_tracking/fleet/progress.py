@@ -1,6 +1,7 @@
 """How far a fleet is: one line on a terminal, a plain one now and then elsewhere."""
 
 import logging
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -48,7 +49,8 @@ class ProgressLine:
         if log.isEnabledFor(logging.INFO) and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self._tally.total, desc="videos", leave=False)
+            is_plain = "NO_COLOR" in os.environ
+            self._bar = tqdm(total=self._tally.total, desc="videos", leave=False, ascii=is_plain)
         return self
 
     def show(self) -> None:

@@ -106,20 +106,19 @@ class RayCluster:
     def _check_room(self) -> None:
         if self.places() > 0:
             return
-        largest = {name: max(self._each(name), default=0.0) for name in ("CPU", "GPU")}
-        what = f"no node has as much: the largest have {largest['CPU']:g} CPUs"
+        cpus, gpus = map(max, zip((0.0, 0.0), *self._nodes(), strict=True))
+        what = f"no node has as much: the largest have {cpus:g} CPUs and {gpus:g} GPUs"
         options = f"--cpus-per-task {self._cpus:g} --gpus-per-task {self._gpus:g}"
-        raise UserError(options, f"{what} and {largest['GPU']:g} GPUs", "ask for less")
+        raise UserError(options, what, "ask for less")
 
-    def _each(self, name: str) -> list[float]:
-        """How much of a resource each living node has."""
-        nodes = self._ray.nodes()
-        return [node["Resources"].get(name, 0.0) for node in nodes if node["Alive"]]
+    def _nodes(self) -> list[tuple[float, float]]:
+        """(CPUs, GPUs) of each living node."""
+        found = (node["Resources"] for node in self._ray.nodes() if node["Alive"])
+        return [(has.get("CPU", 0.0), has.get("GPU", 0.0)) for has in found]
 
     def places(self) -> int:
         """How many tasks run at a time, where nobody else runs any."""
-        pairs = zip(self._each("CPU"), self._each("GPU"), strict=True)
-        return sum(_room(cpus, self._cpus, gpus, self._gpus) for cpus, gpus in pairs)
+        return sum(_room(cpus, self._cpus, gpus, self._gpus) for cpus, gpus in self._nodes())
 
     def try_detector(self, order: Order) -> dict[str, Any]:
         """Loads the detector on a worker, so that a mistake in the options is told once.

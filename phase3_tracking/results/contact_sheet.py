@@ -29,17 +29,13 @@ class ContactSheet:
         self._frames = 0
         self._kept: list[tuple[float, np.ndarray]] = []  # time, small frame
 
-    def wants_next(self) -> bool:
-        """Whether the next frame is one to keep: only then does it have to be drawn on."""
-        return self._frames % self._stride == 0
-
     def add(self, time_s: float, frame_bgr: np.ndarray) -> None:
         """Shows the sheet one frame, uint8 (H, W, 3) with everything drawn on it.
 
         Args:
             time_s: of the frame in the video.
         """
-        if self.wants_next():
+        if self._frames % self._stride == 0:
             self._kept.append((time_s, shrunk(frame_bgr, TILE, TILE)))
         self._frames += 1
         if len(self._kept) == KEPT_AT_MOST:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import environment
+from common.cli import UserError, log
 
 if TYPE_CHECKING:
     from common.coco import ImageRecord
@@ -85,7 +86,6 @@ class Ingredients:
     @cached_property
     def exported(self) -> "LoadedModel":
         """What the graphs are made of: the checkpoint, or a copy that looks at fewer proposals."""
-        from common.cli import log
         from common.models import limit_proposals
 
         if not self.has_fewer_proposals:
@@ -126,7 +126,6 @@ class Ingredients:
 
     def onnx(self) -> Path:
         """The exported graph in FP32, which other formats start from; the first to ask exports."""
-        from common.cli import log
         from phase4_deployment.export_onnx import GATE_IMAGES, export_onnx
 
         exported, path = self.exported, self.onnx_path
@@ -145,3 +144,9 @@ def unavailable(name: str, runtime: str, why: str) -> Format:
 def missing(*packages: str) -> str | None:
     """Names the first of the packages that is not installed."""
     return next((name for name in packages if not environment.is_installed(name)), None)
+
+
+def require(*packages: str) -> None:
+    """Raises UserError where one of these, which requirements.txt lists, is not installed."""
+    if package := missing(*packages):
+        raise UserError(package, "is not installed", "run: pip install -r requirements.txt")

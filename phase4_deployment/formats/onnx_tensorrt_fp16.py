@@ -11,6 +11,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common import environment
 from common.cli import UserError, log
 from phase4_deployment.formats import onnx_fp32
 from phase4_deployment.formats.base import Format, Ingredients, unavailable
@@ -39,14 +40,14 @@ def build(ingredients: Ingredients) -> Format:
         return unavailable(NAME, RUNTIME, f"{error.what} – {error.remedy}")
     log.info("Building TensorRT's engines for %s, which takes minutes", file.name)
     predict(ingredients.val.images[:1])  # what TensorRT cannot build fails here, not while timing
-    size_mib = file.stat().st_size / 2**20
+    facts = {"size_mib": file.stat().st_size / 2**20, "runs": file.name, "provider": PROVIDER}
     return Format(
         NAME,
         None,
         RUNTIME,
         predict,
         max_map_drop=ingredients.max_map_drop,
-        extra={"size_mib": size_mib, "runs": file.name, "provider": PROVIDER},
+        extra={**facts, "device_name": environment.device_name("cuda:0")},
     )
 
 

@@ -133,7 +133,8 @@ def _take_places(work: Path, target: Path) -> None:
 
 def _finish_killed(target: Path) -> None:
     """After a process was killed while a package took its place, the older one comes back or, where
-    the new one is in place, what a person kept in the older one moves over. Rubbish goes.
+    the new one is in place, what a person kept in the older one and the new archive move over.
+    Rubbish goes.
 
     Raises:
         UserError: something cannot be moved.
@@ -148,6 +149,8 @@ def _finish_killed(target: Path) -> None:
                     (target / name).parent.mkdir(parents=True, exist_ok=True)
                     if not os.path.lexists(target / name):
                         os.replace(old / name, target / name)
+                if (work / ARCHIVE).exists() and not (work / "new").exists():
+                    os.replace(work / ARCHIVE, archive_path(target))
             elif time.time() - _last_change(work) < ABANDONED_S:
                 continue  # somebody may be at work in it
         except OSError as error:

@@ -24,6 +24,12 @@ def test_one_round_shows_no_interval(tmp_path):
     assert "| `b` | 1.50 [–] too few rounds to tell |" in ladder_table.ladder_tables([path])
 
 
+def test_a_rung_that_did_not_fit_beside_the_baseline_shows_its_time():
+    row = {"variant": "a", "batch_size": 1, "latency_ms": {"p50": 10.0}, "map": None}
+    row |= {"speedup": None, "verdict": None, "status": "ok"}
+    assert ladder_table._cell({"results": [row]}, "a") == "10 ms, map –"
+
+
 @pytest.mark.parametrize("content", [{"schema": "training/1"}, {"baseline": "a", "results": []}])
 def test_a_report_of_another_kind_is_refused(tmp_path, content):
     path = tmp_path / "profile.json"

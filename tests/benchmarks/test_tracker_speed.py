@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.tracker_speed import FRAMES, main, stream
+from tests.training_runs import error_of
 
 
 def test_the_stream_is_the_same_for_the_same_seed():
@@ -29,3 +30,19 @@ def test_a_run_on_our_trackers(tmp_path):
     assert {row["name"] for row in report["rows"]} == {"ours iou", "ours cmcsort"}
     assert all(row["frames"] == FRAMES and row["p50_ms"] > 0 for row in report["rows"])
     assert report["speedup"] == []  # no peers, nothing to compare with
+
+
+@pytest.mark.parametrize(
+    "words", [["--objects", "a"], ["--objects", "0"], ["--budget", "nan"], ["--budget", "0"]]
+)
+def test_a_bad_number_is_one_line(words, capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(words)
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {words[0]}: ")
+
+
+def test_a_peer_that_is_not_there_is_one_line(tmp_path, capsys):
+    peer = tmp_path / "bin" / "python"
+    assert main(["--peers", str(peer), "--output", str(tmp_path / "speed.json")]) == 2
+    assert f"--peers {peer}: no such program" in error_of(capsys)

@@ -4,6 +4,7 @@ import argparse
 import io
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -349,3 +350,20 @@ def test_a_value_of_3000_characters_is_not_repeated_in_full(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--steps", "x" * 3000])
     assert capsys.readouterr().err == f"error: --steps: '{'x' * 199}… is not a whole number\n"
+
+
+def test_a_user_error_is_the_same_in_another_process():
+    error = UserError(Path("a.json"), "is missing", "make it")
+    other = pickle.loads(pickle.dumps(error))
+    assert (str(other), vars(other)) == (str(error), vars(error))
+
+
+def test_a_list_in_a_help_text_breaks_behind_its_commas(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    names = [f"a_format_{number}" for number in range(12)]
+    parser = cli.ArgumentParser("a script")
+    parser.add_argument("--formats", default=",".join(names), help=f"of {', '.join(names)}")
+    lines = parser.format_help().splitlines()
+    assert max(map(len, lines)) <= 70
+    text = " ".join(line.strip() for line in lines).replace(", a_", ",a_")
+    assert f"of {','.join(names)} (default: {','.join(names)})" in text

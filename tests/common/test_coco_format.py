@@ -8,7 +8,8 @@ import pytest
 
 from common.cli import UserError
 from common.coco import load_split
-from common.coco_format import MIN_BOX_SIDE, MissingSplitError, find_annotations, parse_split
+from common.coco_files import MissingSplitError, find_annotations
+from common.coco_format import MIN_BOX_SIDE, parse_split
 from tests.coco_data import CATEGORIES, annotation, image, write_annotations
 
 INF, NAN = math.inf, math.nan

@@ -38,6 +38,18 @@ def test_errors_of_the_annotations_stop_before_any_image_is_read(tmp_path, monke
     assert text.endswith(f"check_data.py --data-path {data}")
 
 
+def test_the_command_that_lists_all_can_be_typed_whatever_the_folder_is_called(tmp_path):
+    data = write_shapes(tmp_path / "my data", splits={"train": 3, "val": 2})
+    write_annotations(data, annotation([1, 1, 5], 1), images=[image(1, "train_0.png", 64, 48)])
+    for refuse in (
+        lambda: data_doctor.examine(data, **SETTINGS, cache=None),
+        lambda: coco.load_split(data, "train"),
+    ):
+        with pytest.raises(UserError) as raised:
+            refuse()
+        assert raised.value.remedy.endswith(f"check_data.py --data-path '{data}'")
+
+
 def test_a_single_image_without_val_is_told_of_the_folder(tmp_path):
     with pytest.raises(UserError, match="one image only: none can be held out") as raised:
         data_doctor.examine(write_annotations(tmp_path), **SETTINGS, cache=None)

@@ -247,6 +247,15 @@ def test_a_folder_with_somebody_s_files_is_never_replaced(tmp_path):
     assert (output / "images" / "mine.jpg").read_bytes() == b"holiday"
 
 
+@pytest.mark.parametrize("content", ["{}", '{"settings": {}}', '{"settings": {}, "files": []}'])
+def test_a_damaged_manifest_is_one_line(tmp_path, content):
+    (tmp_path / "demo_data.json").write_text(content)
+    with pytest.raises(UserError, match=r"demo_data\.json: is damaged"):
+        make(tmp_path)
+    with pytest.raises(UserError, match=r"demo_data\.json: is damaged"):
+        make(tmp_path, overwrite=True)
+
+
 def test_a_failure_leaves_the_older_data_and_nothing_else(demo, tmp_path, monkeypatch):
     output = tmp_path / "demo"
     make(output)

@@ -1,6 +1,7 @@
 """Finding the batch size: the search by itself, and probing real steps."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,3 +69,10 @@ def test_a_probe_that_runs_out_of_memory_does_not_fit(monkeypatch):
     ]
     assert probe[0] is not None
     assert probe[1] is None
+
+
+def test_a_probe_whose_loss_is_no_number_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wild = replace(SGD, learning_rate=1e30)
+    memory._probe(small_detector(), wild, CPU, memory._worst_batch(1, (64, 96), 3))
+    assert list(tmp_path.iterdir()) == []

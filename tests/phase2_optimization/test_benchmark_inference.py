@@ -10,8 +10,9 @@ from PIL import Image
 from common import processor_share
 from common.cli import UserError
 from common.coco import load_split
+from common.model_and_data import load_model_and_data
 from phase2_optimization import batch_search, benchmark_inference, measuring
-from phase2_optimization.inputs import load_inputs, timed_images
+from phase2_optimization.inputs import timed_images
 from phase2_optimization.variants import BASELINE, VARIANTS, VariantUnavailableError
 from tests.phase2_runs import altered, rows_of
 
@@ -285,5 +286,5 @@ def test_data_of_other_classes_is_refused(data_path, model_path, tmp_path):
     copy = Path(shutil.copytree(data_path, tmp_path / "coco"))
     (file,) = (copy / "annotations").glob("*val*")
     file.write_text(file.read_text(encoding="utf-8").replace('"disc"', '"ball"'), encoding="utf-8")
-    with pytest.raises(UserError, match=r"\(ball, box\) differ from the model's \(disc, box\)"):
-        load_inputs(model_path, copy, ["val"], CPU)
+    with pytest.raises(UserError, match="knows the classes disc, box, the data has ball, box"):
+        load_model_and_data(model_path, copy, CPU, ["val"])

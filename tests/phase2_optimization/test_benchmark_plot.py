@@ -74,8 +74,9 @@ def test_bars_of_the_waterfall_start_where_the_rung_below_ends():
         LADDER[:1],
         [{**row("eager_fp32", 1.0), "map": None, "speedup": None}],
         [{**one, "speedup": {**one["speedup"], "ci95": None}} for one in LADDER],
+        [{**one, "status": "invalid: 3 of 4 boxes are no numbers"} for one in LADDER],
     ],
-    ids=["ladder", "baseline alone", "no comparison", "one round"],
+    ids=["ladder", "baseline alone", "no comparison", "one round", "nothing valid"],
 )
 def test_pictures_are_drawn(rows, tmp_path):
     absent = {"variant": "x", "batch_size": 1, "latency_ms": None}

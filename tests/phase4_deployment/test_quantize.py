@@ -8,7 +8,7 @@ import torch
 
 from common import artifacts, coco
 from common.cli import UserError
-from phase4_deployment import export_onnx, quantization, quantize
+from phase4_deployment import export_onnx, measuring, quantization, quantize
 from phase4_deployment.formats import int8_search
 from tests.phase4_deployment.test_quantization import load_in_model_order, write_data
 
@@ -19,8 +19,8 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def run(exported, data, tmp_path, monkeypatch):
-    """quantize() on the small detector, with its export taken from the fixture."""
+def without_export(exported, monkeypatch):
+    """The export is taken from the fixture, and classes are in the order of its model."""
 
     def export(loaded, path, *, images=()):
         shutil.copyfile(exported.onnx_path, path)
@@ -29,9 +29,19 @@ def run(exported, data, tmp_path, monkeypatch):
     monkeypatch.setattr(export_onnx, "export_onnx", export)
     monkeypatch.setattr(coco, "load_split", load_in_model_order)
 
-    def call(name: str, max_map_drop: float = 1.0, num_iterations: int = 2):
+
+@pytest.fixture
+def run(exported, data, tmp_path, without_export):
+    """quantize() on the small detector, or a copy of it."""
+
+    def call(
+        name: str,
+        max_map_drop: float = 1.0,
+        num_iterations: int = 2,
+        model_path=exported.model_path,
+    ):
         quantize.quantize(
-            exported.model_path,
+            model_path,
             data,
             outputs=[tmp_path / name],
             calibration_images=2,
@@ -138,6 +148,41 @@ def test_p4_42_without_an_engine_dynamic_int8_is_refused(run, tmp_path, monkeypa
     with pytest.raises(UserError, match=r"dynamic INT8: .* without an engine .* \.onnx instead"):
         run("quantized_model.pth")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("name", ["model.pth", "link.pth"])
+def test_the_model_that_is_quantised_is_not_replaced(exported, run, tmp_path, name):
+    model = tmp_path / "model.pth"
+    shutil.copyfile(exported.model_path, model)
+    (tmp_path / "link.pth").symlink_to(model)
+    with pytest.raises(UserError, match=rf"{name}: is the model that is quantised"):
+        run(name, model_path=model)
+    assert model.read_bytes() == exported.model_path.read_bytes()
+    assert not (tmp_path / "quantization.json").exists()
+
+
+def test_side_by_side_nothing_is_kept_and_what_is_rejected_is_a_row(
+    exported, data, tmp_path, without_export, monkeypatch, capsys
+):
+    original = measuring.verdict
+
+    def verdict(item, row, baseline_map):
+        is_int8 = item.max_map_drop is not None
+        return "rejected: too much" if is_int8 else original(item, row, baseline_map)
+
+    monkeypatch.setattr(measuring, "verdict", verdict)
+    words = ["--model-path", exported.model_path, "--data-path", data, "--output", tmp_path / "m"]
+    words += ["--calibration-images", 2, "--max-map-drop", 1, "--num-iterations", 1]
+    assert quantization.main([str(word) for word in words]) == 0
+    assert capsys.readouterr().err == ""
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["quantization.json"]
+    report = json.loads((tmp_path / "m" / "quantization.json").read_text(encoding="utf-8"))
+    assert {row["name"]: row["status"] for row in report["formats"]} == {
+        "pytorch_fp32": "ok",
+        "pytorch_int8_dynamic": "rejected: too much",
+        "onnx_fp32": "ok",
+        "onnx_int8": "rejected: too much",
+    }
 
 
 def test_unknown_suffix_is_refused_before_anything_is_loaded(run):

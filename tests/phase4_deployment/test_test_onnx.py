@@ -1,6 +1,7 @@
 """The tool that tries out an exported file in every runtime there is."""
 
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -116,7 +117,7 @@ def test_what_is_missing_is_told_and_no_failure_unless_asked_for(
     exported, pictures, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(onnx_runtimes.environment, "is_installed", lambda name: False)
+    monkeypatch.setattr(onnx_runtimes.environment, "is_installed", lambda name: name != "openvino")
     assert tool.main(arguments(exported, pictures, "--device", "cpu")) == 0
     rows = rows_of(pictures)
     assert list(rows) == ["onnxruntime", "openvino", "web"]  # CUDA was not wanted
@@ -134,6 +135,24 @@ def test_what_is_missing_is_told_and_no_failure_unless_asked_for(
         assert tool.main(arguments(exported, pictures, "--runtimes", name)) == 2
         assert remedy in capsys.readouterr().err
     assert (pictures.parent / "metrics" / "onnx_test.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxruntime"])
+@pytest.mark.fault("P4-18")
+def test_what_it_cannot_do_without_is_told_with_the_command(
+    exported, pictures, monkeypatch, capsys, name
+):
+    monkeypatch.setitem(sys.modules, name, None)
+    assert tool.main(arguments(exported, pictures)) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {name}: is not installed – run: pip install -r requirements.txt\n"
+
+
+def test_hidden_files_are_no_pictures(exported, pictures):
+    """macOS lays ._0.png beside 0.png on disks of others."""
+    (pictures / "._0.png").write_bytes(b"no picture")
+    assert tool.main(arguments(exported, pictures, *ONE)) == 0
+    assert report_of(pictures)["images"] == 3
 
 
 @pytest.mark.parametrize("options", [["--device", "cuda"], ["--runtimes", "onnxruntime-cuda"]])

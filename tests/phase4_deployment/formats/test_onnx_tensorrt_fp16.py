@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 import torch
 
+from common import environment
 from common.evaluation import compare_detections
 from common.models import stock_predictor
 from phase4_deployment.formats import catalogue, onnx_tensorrt_fp16
@@ -77,7 +78,10 @@ def test_it_runs_the_fp32_file_in_fp16_and_ships_nothing(ingredients, exported, 
     assert (item.status, item.file, item.files) == ("ok", None, [])
     assert item.max_map_drop == ingredients.max_map_drop
     size_mib = ingredients.onnx().stat().st_size / 2**20
-    assert item.extra == {"size_mib": size_mib, "runs": "model.onnx", "provider": PROVIDERS[0]}
+    assert item.extra == {
+        **{"size_mib": size_mib, "runs": "model.onnx", "provider": PROVIDERS[0]},
+        "device_name": environment.device_name("cuda:0"),  # all other rows are of the CPU
+    }
     (file, providers, settings, enable_fallback), no_fallback = sessions.asked
     assert file == str(ingredients.onnx())
     assert providers == PROVIDERS
