@@ -49,9 +49,10 @@ def test_the_ladders_are_what_the_script_prints():
     assert ladder_tables(front) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_table_of_formats_is_what_the_script_prints():
+@pytest.mark.parametrize("report", [DEFAULT, DEFAULT.with_name("penn_fudan_demo.json")])
+def test_the_tables_of_formats_are_what_the_script_prints(report):
     page = (ROOT / "phase4_deployment" / "README_PHASE4.md").read_text(encoding="utf-8")
-    assert formats_table(DEFAULT) in page
+    assert formats_table(report) in page
 
 
 @pytest.mark.parametrize("name", ["demo", "mobilenet"])
