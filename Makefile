@@ -28,6 +28,7 @@ help:
 # A second call keeps the trained model; a model of other data in outputs/ is never replaced.
 demo: $(VENV)/.installed
 	$(STEP) phase1_training/make_demo_data.py
+	$(STEP) phase1_training/check_data.py
 	$(STEP) phase1_training/train.py $(if $(wildcard $(or $(OUTPUTS_DIR),outputs)/models/last.pth),--resume)
 	$(STEP) phase2_optimization/benchmark_inference.py --batch-sizes 1,2,4 --num-iterations 10
 	$(STEP) phase2_optimization/mixed_precision.py

@@ -4,9 +4,10 @@
     python -m common.report --output /tmp/report  # elsewhere
     python -m common.report --compare RUN_A RUN_B # comparison.html and comparison.md of two runs
 
-Reads outputs/metrics/*.json, outputs/videos/*.json and outputs/deployment/package_info.json. What
-has not been measured yet is left open, with the command that measures it. A run to compare is an
-outputs folder, or the metrics folder in one (then without its videos).
+Reads the JSON files, and the pictures beside them, that the phases left in outputs/metrics,
+outputs/videos and outputs/deployment. What has not been measured yet is left open, with the
+command that measures it. A run to compare is an outputs folder, or the metrics folder in one (then
+without its videos).
 """
 
 import argparse
@@ -52,6 +53,7 @@ def build(inputs: Inputs) -> dict[str, Any]:
             speed.batch_section(benchmark),
             speed.amp_section(get("amp_comparison")),
             tracking.section(evaluation, inputs.videos, paths.VIDEOS),
+            tracking.explained_section(inputs.explained, paths.METRICS),
             results.formats_section(get("export"), get("quantization")),
             deployment.runtimes_section(get("onnx_test")),
             deployment.pruning_section(get("pruning")),

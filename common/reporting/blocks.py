@@ -15,7 +15,7 @@ WORD_COLUMNS = frozenset(
     (
         *("", "File", "Status", "Verdict", "sha256", "Command", "Objects by class", "Device"),
         *("Packages", "Stage", "Reason", "Image", "Truth", "Predicted", "Difference", "Found"),
-        *("Split", "Provider", "Version", "Run"),
+        *("Split", "Provider", "Version", "Run", "Over the rung below"),
     )
 )
 SENTENCE_COLUMNS = frozenset(("Reason", "Command", "Packages"))  # kept wide on a narrow page
@@ -197,6 +197,23 @@ def text(value: Any) -> str:
 def listed(value: Any) -> list[Mapping[str, Any]]:
     """The objects in a list; empty when it is no list."""
     return [entry for entry in value if isinstance(entry, Mapping)] if _is_list(value) else []
+
+
+def sentences(value: Any) -> list[str]:
+    """The texts in a list, or the one that stands alone."""
+    return [each for each in (value if _is_list(value) else [value]) if isinstance(each, str)]
+
+
+def reasons(rows: Sequence[Mapping[str, Any]], key: str = "name") -> list[Note]:
+    """A sentence for each reason in the rows' `status`, naming all that share it."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        names.setdefault(text(row.get("status")), []).append(text(row.get(key)))
+    return [
+        Note(f"{', '.join(sharing)} {'is' if len(sharing) == 1 else 'are'} {why}.")
+        for why, sharing in names.items()
+        if ":" in why
+    ]
 
 
 def _is_list(value: Any) -> bool:

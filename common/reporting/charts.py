@@ -135,7 +135,7 @@ def plot(chart: Lines) -> Plot:
             Curve(
                 name,
                 COLORS[index % len(COLORS)],
-                DASHES[index % len(DASHES)],
+                DASHES[(index + index // len(COLORS)) % len(DASHES)],  # no pair comes twice
                 tuple((x_at(x), y_at(y)) for x, y in points),
             )
             for index, (name, points) in enumerate(chart.series)

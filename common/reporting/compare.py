@@ -6,7 +6,7 @@ from typing import Any
 from common.reporting import quantities
 from common.reporting.blocks import Block, Card, Lines, Note, Section, Table, dig, finite, listed
 from common.reporting.detection import mean_curve, precision_curves
-from common.reporting.difference import OUTSIDE, UNKNOWN, Quantity
+from common.reporting.difference import OUTSIDE, UNKNOWN, Quantity, by_name
 from common.reporting.inputs import Inputs
 from common.reporting.quantities import Pair
 
@@ -32,6 +32,13 @@ SECTIONS: dict[str, tuple[str, Callable[[Pair], list[Quantity]]]] = {  # title -
     "Exported formats": ("export", quantities.formats),
     "Pruned models": ("pruning", quantities.pruning),
 }
+NAMED = {  # report -> its list whose entries are compared by name, and the key of that name
+    "evaluation": ("classes", "name"),
+    "inference_benchmark": ("results", "variant"),
+    "amp_comparison": ("arms", "name"),
+    "export": ("formats", "name"),
+    "pruning": ("models", "name"),
+}
 
 
 def sections(first: Inputs, second: Inputs) -> tuple[list[Section], list[Card]]:
@@ -51,9 +58,21 @@ def sections(first: Inputs, second: Inputs) -> tuple[list[Section], list[Card]]:
         shades = tuple((0.0, 0.0, 0.0, 0.0, quantity.shade()) for quantity in compared)
         nothing = Note("The two have nothing in common that could be compared.")
         table = Table(COLUMNS, rows, shades) if rows else nothing
-        blocks: list[Block] = [*_charts(name, pair), table]
+        blocks: list[Block] = [*_charts(name, pair), table, *_of_one_run(name, pair)]
         made.append(Section(title, "", blocks))
     return made, _cards(verdicts)
+
+
+def _of_one_run(name: str, pair: Pair) -> list[Note]:
+    """What cannot be compared because the other run lacks it, in a sentence for each run."""
+    list_key, key = NAMED.get(name, ("", ""))
+    names = [report if name == "videos" else by_name(dig(report, list_key), key) for report in pair]
+    only = [[each for each in names[run] if each not in names[1 - run]] for run in (0, 1)]
+    return [
+        Note(f"Only in {which}: {', '.join(found)}.")
+        for which, found in zip("AB", only, strict=True)
+        if found
+    ]
 
 
 def _report(run: Inputs, name: str) -> Report | None:

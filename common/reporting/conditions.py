@@ -6,7 +6,7 @@ from typing import Any
 
 from common.reporting.blocks import NOTHING, Section, Table, dig, text
 from common.reporting.inputs import Inputs
-from common.reporting.origin import MODEL_SUFFIXES
+from common.reporting.origin import MODEL_SUFFIXES, time_of
 
 Report = Mapping[str, Any]
 
@@ -89,7 +89,7 @@ def section(first: Inputs, second: Inputs) -> Section:
         (
             name,
             which,
-            text(dig(reports[name], "created")),
+            time_of(reports[name]),
             text(dig(reports[name], "environment", "git_commit")),
             text(dig(reports[name], "command")),
         )

@@ -24,10 +24,12 @@ class Inputs:
     metrics: Mapping[str, Report]
     videos: Mapping[str, Report] = field(default_factory=dict)  # the newest first
     package: Report | None = None
+    explained: Report | None = None
 
     def all(self) -> dict[str, Report]:
-        package = {"package": self.package} if self.package else {}
-        return {**self.metrics, **self.videos, **package}
+        others = {"tracking_explained": self.explained, "package": self.package}
+        told = {name: report for name, report in others.items() if report}
+        return {**self.metrics, **self.videos, **told}
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,6 @@ def read_inputs(folders: Folders | None = None) -> Inputs:
     videos = {path.stem: artifacts.read_json(path) for path in files}
     tracked = {name: report for name, report in videos.items() if "frames_read" in report}
     newest_first = sorted(tracked, key=lambda name: str(tracked[name].get("created")), reverse=True)
-    info = folders.deployment / "package_info.json"
-    return Inputs(
-        metrics,
-        {name: tracked[name] for name in newest_first},
-        artifacts.read_json(info) if info.is_file() else None,
-    )
+    others = (folders.deployment / "package_info.json", folders.metrics / tracking.EXPLAINED)
+    package, explained = (artifacts.read_json(p) if p.is_file() else None for p in others)
+    return Inputs(metrics, {name: tracked[name] for name in newest_first}, package, explained)

@@ -19,11 +19,12 @@ def summary(reports: Mapping[str, Report]) -> str:
         for report in reports.values()
         if dig(report, "environment", "device_name")
     )
-    newest = max(_time(report) for report in reports.values())
+    newest = max(time_of(report) for report in reports.values())
     return f"Measured on {', '.join(devices) or 'an unknown device'}; newest result {newest} UTC."
 
 
-def _time(report: Report) -> str:
+def time_of(report: Report) -> str:
+    """When it was made, in UTC, to the second."""
     return text(dig(report, "created")).replace("T", " ").removesuffix("+00:00")
 
 
@@ -68,7 +69,7 @@ def section(reports: Mapping[str, Report]) -> Section:
             name,
             text(dig(report, "command")),
             text(dig(report, "environment", "device")),
-            _time(report),
+            time_of(report),
             text(dig(report, "environment", "git_commit")),
         )
         for name, report in reports.items()

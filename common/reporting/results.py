@@ -9,7 +9,6 @@ from common.reporting.blocks import (
     Block,
     Card,
     Lines,
-    Note,
     Section,
     Table,
     dig,
@@ -18,6 +17,7 @@ from common.reporting.blocks import (
     listed,
     number,
     percent,
+    reasons,
     text,
 )
 
@@ -138,10 +138,7 @@ def formats_section(export: Report | None, quantization: Report | None) -> Secti
         *("Format", "Size MiB", "p50 ms", "Images/s", "Speed-up (95%)", "mAP"),
         *("Same boxes", "Largest shift px", "Status", "File"),
     )
-    blocks: list[Block] = [Table(columns, rows)]
-    reasons = {name: text(row.get("status")) for name, row in formats.items()}
-    blocks += [Note(f"{name} is {why}.") for name, why in reasons.items() if ":" in why]
-    return Section(title, reading, blocks)
+    return Section(title, reading, [Table(columns, rows), *reasons(list(formats.values()))])
 
 
 def package_files(info: Report | None) -> list[tuple[str, float | None, str]]:

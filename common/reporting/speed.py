@@ -25,6 +25,8 @@ from common.reporting.blocks import (
     number,
     percent,
     pictures,
+    reasons,
+    sentences,
     text,
 )
 
@@ -59,10 +61,13 @@ def profile_section(report: Report | None) -> Section:
             batch, precision = text(dig(report, "batch_size")), dig(part, "precision")
             told = f", {text(precision)}" if precision else ""
             blocks.append(Bars(f"One {name} step, batch size {batch}{told}", bars))
-    advice = dig(report, "advice")
-    sentences = advice if isinstance(advice, list) else [advice]
-    blocks += [Note(f"Advice: {words}") for words in sentences if isinstance(words, str)]
-    return Section(title, reading, blocks)
+    blocks += [Note(f"Advice: {words}") for words in sentences(dig(report, "advice"))]
+    return Section(title, reading, [*blocks, *_warnings(report)])
+
+
+def _warnings(report: Report) -> list[Note]:
+    """What the run itself said against its times."""
+    return [Note(f"Warning: {words}") for words in sentences(dig(report, "warnings"))]
 
 
 def memory_section(report: Report | None, metrics: Path) -> Section:
@@ -184,6 +189,11 @@ def _verdict(row: Row) -> str:
     return text(row.get("verdict") or status) if status == "ok" else status.split(":")[0]
 
 
+def _is_told_by_its_reason(row: Row) -> bool:
+    """Whether it has no time, so that a row would be dashes only, and a sentence says why."""
+    return finite(dig(row, "latency_ms", "p50")) is None and ":" in text(row.get("status"))
+
+
 def _cost(row: Row, baseline: Row | None) -> tuple[str, ...]:
     change = map_change(dig(row, "map"), dig(baseline, "map"))
     return (
@@ -243,7 +253,7 @@ def speedup_section(report: Report | None) -> Section:
         "mark is the 95% interval: where it touches the line, no difference was shown. The verdict "
         "asks for more: the interval must lie further from 1 than two runs of the same model "
         "differ. The cost: how far mAP moved and what share of the boxes stayed the same. In the "
-        "chart of both the line joins those that no other beats in speed and mAP."
+        "chart of mAP over speed a line joins those that no other beats in both."
     )
     if report is None or not measured(report):
         return Section(title, reading, missing=BENCHMARK_COMMAND)
@@ -255,11 +265,11 @@ def speedup_section(report: Report | None) -> Section:
     if bars:
         blocks.append(Bars(f"Speed-up at batch size {batch_size}", bars, reference=1.0))
     blocks += pareto(rows, f"mAP over images per second, batch size {batch_size}")
-    gains = (_gain(row, above, baseline) for above, row in zip([None, *rows], rows, strict=False))
+    shown = [row for row in rows if not _is_told_by_its_reason(row)]
+    gains = (_gain(row, above, baseline) for above, row in zip([None, *shown], shown, strict=False))
     blocks.append(Table(GAIN_COLUMNS, tuple(gains)))
-    blocks.append(Table(COST_COLUMNS, tuple(_cost(row, baseline) for row in rows)))
-    reasons = {row["variant"]: str(row.get("status")) for row in rows}
-    blocks += [Note(f"{name} is {why}.") for name, why in reasons.items() if ":" in why]
+    blocks.append(Table(COST_COLUMNS, tuple(_cost(row, baseline) for row in shown)))
+    blocks += [*reasons(rows, "variant"), *_warnings(report)]
     if conclusion := dig(report, "conclusion"):
         blocks.append(Note(str(conclusion)))
     if dig(report, "complete") is False:
@@ -341,8 +351,6 @@ def amp_section(report: Report | None) -> Section:
         *("Precision", "Step p50 ms", "p90 ms", "p99 ms", "Speed-up (95%)"),
         *("Memory MiB", "Final loss", "mAP at IoU 0.50"),
     )
-    blocks: list[Block] = [Table(columns, table)]
-    reading_of_result = dig(report, "reading")
-    sentences = reading_of_result if isinstance(reading_of_result, list) else [reading_of_result]
-    blocks += [Note(str(sentence)) for sentence in sentences if isinstance(sentence, str)]
-    return Section(title, reading, blocks)
+    blocks: list[Block] = [Table(columns, table), *reasons(arms)]
+    blocks += [Note(words) for words in sentences(dig(report, "reading"))]
+    return Section(title, reading, [*blocks, *_warnings(report)])

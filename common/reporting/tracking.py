@@ -1,4 +1,5 @@
-"""The section about tracking: the videos there are, what was counted in the newest, the scores."""
+"""The sections about tracking: the videos there are, what was counted in the newest, the scores,
+and pictures of how a tracker decides."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,15 @@ Columns = Mapping[str, tuple[tuple[str, ...], int]]  # heading -> keys and digit
 
 TRACK_COMMAND = "python phase3_tracking/video_detector.py"
 EVALUATE_COMMAND = "python phase3_tracking/evaluate_tracking.py"
+EXPLAIN_COMMAND = "python phase3_tracking/explain_tracking.py"
+EXPLAINED = Path("tracking_explained", "explained.json")  # in metrics/, its pictures beside it
+EXPLAINING = {
+    "1_iou.png": "Two boxes of consecutive frames, their intersection and union.",
+    "2_assignment.png": "A crowded frame: costs, what the Hungarian method chooses, and greedy.",
+    "3_prediction.png": "A track in six frames: predicted, with its uncertainty, and corrected.",
+    "4_low_score.png": "A weak detection that continues a track, and what happens without it.",
+    "5_camera_motion.png": "How far boxes lie from where they were predicted, and their median.",
+}
 HEATMAP, CONTACT = ".heatmap.png", ".contact.jpg"
 NO_REPORTS = (".tracks.json", ".coco.json")  # tracks: large, and not all of them objects
 CLASS_COLUMNS: Columns = {
@@ -61,7 +71,8 @@ def cards(evaluation: Report | None, videos: Mapping[str, Report]) -> list[Card]
     if finite(dig(combined, "idf1")) is not None:
         mota, hota = number(dig(combined, "mota"), 3), number(dig(combined, "hota"), 3)
         switches = number(dig(combined, "id_switches"), 0)
-        note = f"MOTA {mota}, HOTA {hota}, {switches} identity switches"
+        word = "switch" if switches == "1" else "switches"
+        note = f"MOTA {mota}, HOTA {hota}, {switches} identity {word}"
         found.append(Card("Tracking IDF1", number(dig(combined, "idf1"), 3), note))
     newest = next(iter(videos.values()), None)
     if newest is not None and finite(dig(newest, "fps_end_to_end")) is not None:
@@ -97,12 +108,30 @@ def section(evaluation: Report | None, videos: Mapping[str, Report], folder: Pat
     return Section(title, reading, blocks)
 
 
+def explained_section(report: Report | None, metrics: Path) -> Section:
+    """`report` is explained.json, with its pictures in a folder of `metrics`."""
+    title = "How a tracker decides"
+    reading = (
+        "Moments of one video, chosen because they show a step of the tracker well. What the video "
+        "does not show has no picture."
+    )
+    names = dig(report, "pictures")
+    if not isinstance(names, list):
+        return Section(title, reading, missing=EXPLAIN_COMMAND)
+    blocks: list[Block] = []
+    for name, caption in EXPLAINING.items():
+        if name in names:
+            shown = charts.picture(metrics / EXPLAINED.parent / name)
+            blocks += pictures([shown], caption, is_wide=True)
+    return Section(title, reading, blocks)
+
+
 def _pictures_of(name: str, video: Report, folder: Path) -> list[Block]:
     """Of the files beside a report those that are its own, and a note for each other one."""
     blocks: list[Block] = []
     for suffix, caption in (
         (".mp4", f"Frames at equal distances through {name}.mp4."),
-        (CONTACT, f"All through {name}."),
+        (CONTACT, f"Frames from all over {name}, each with its time."),
         (HEATMAP, f"Where objects were in {name}, and for how long."),
     ):
         path = folder / f"{name}{suffix}"
@@ -169,11 +198,12 @@ def _counts(counts: Any) -> str:
 
 
 def _score_table(evaluation: Report) -> Table:
-    groups = listed(dig(evaluation, "sequences")) + listed(dig(evaluation, "classes"))
+    groups = listed(dig(evaluation, "sequences"))
     if len(groups) != 1:
         combined = dig(evaluation, "combined")
         scores = combined if isinstance(combined, Mapping) else {}
         groups.append({**scores, "name": "all together"})
+    groups += listed(dig(evaluation, "classes"))
     rows = tuple(
         (
             text(dig(scores, "name")),

@@ -276,10 +276,15 @@ def write_all(outputs: Path, class_names: list[str]) -> None:
     }
     for name, content in files.items():
         (outputs / name).write_text(json.dumps(content), encoding="utf-8")
+    explained = report("tracking_explained", pictures=["1_iou.png", "4_low_score.png"])
+    (outputs / "metrics" / "tracking_explained").mkdir(exist_ok=True)
+    file = outputs / "metrics" / "tracking_explained" / "explained.json"
+    file.write_text(json.dumps(explained), encoding="utf-8")
     (outputs / "deployment" / "model.onnx").write_bytes(bytes(3 << 20))
     (outputs / "deployment" / "detect.py").write_text("print()\n")
     picture = np.full((120, 400, 3), 200, np.uint8)
-    for name in ("val_predictions", "worst_misses", "profile_memory"):
+    explaining = [f"tracking_explained/{Path(name).stem}" for name in explained["pictures"]]
+    for name in ("val_predictions", "worst_misses", "profile_memory", *explaining):
         cv2.imwrite(str(outputs / "metrics" / f"{name}.png"), picture)
     with VideoWriter(outputs / "videos" / "demo_video.mp4", 96, 54, Fraction(12)) as writer:
         for frame in range(60):

@@ -78,6 +78,7 @@ def test_nothing_measured_names_every_command(outputs):
         *("phase3_tracking/video_detector.py", "phase4_deployment/export_all.py"),
         *("phase1_training/check_data.py", "phase1_training/evaluate_detector.py"),
         *("phase4_deployment/pruning.py", "phase4_deployment/test_onnx.py"),
+        "phase3_tracking/explain_tracking.py",
     ):
         assert f"python {command}" in Page(html).text
         assert f"`python {command}`" in markdown
@@ -89,8 +90,8 @@ def test_everything_measured_leaves_nothing_open(outputs):
     page = Page(html)
     assert "Not measured yet" not in page.text
     assert "Not measured yet" not in markdown
-    assert page.tags.count("h2") == markdown.count("\n## ") == 14
-    assert page.tags.count("img") == 3 + charts.STRIP_FRAMES
+    assert page.tags.count("h2") == markdown.count("\n## ") == 15
+    assert page.tags.count("img") == 5 + charts.STRIP_FRAMES
     for words in ("0.900", "1.48x", "0.912", "11.3", "3.0 MiB", "b" * 64, "0123456789ab"):
         assert words in page.text
         assert words in markdown

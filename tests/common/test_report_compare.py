@@ -41,6 +41,33 @@ def table(first, second, title):
     return {row[0]: row[1:] for row in found.rows}
 
 
+# --- what the runs have in common -------------------------------------------------------------
+
+
+def test_what_only_one_run_has_is_named():
+    first = Inputs(
+        {"evaluation": made_up_reports.evaluation(["person", "car", "bus"])},
+        {"street": made_up_reports.tracking(["car"])[0]},
+    )
+    second = Inputs(
+        {"evaluation": made_up_reports.evaluation(["car", "dog"])},
+        {"square": made_up_reports.tracking(["car"])[0]},
+    )
+    made, _ = compare.sections(first, second)
+    told = {s.title: [b.text for b in s.blocks if isinstance(b, Note)] for s in made}
+    assert told["Detections"] == ["Only in A: person, bus.", "Only in B: dog."]
+    assert told["Videos"][1:] == ["Only in A: street.", "Only in B: square."]
+    same, _ = compare.sections(first, first)
+    assert not any(isinstance(block, Note) for section in same for block in section.blocks)
+
+
+def test_times_read_as_in_the_report():
+    runs = [run_of(training=made_up_reports.training(["car"])) for _ in range(2)]
+    (found,) = conditions.section(*runs).blocks
+    assert isinstance(found, Table)
+    assert {row[2] for row in found.rows} == {"2026-01-02 03:04:05"}
+
+
 # --- one quantity -----------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import pytest
 from common import paths, recorded_files, report
 from common.reporting import tracking
 from common.reporting.blocks import Note, Pictures, Table
+from phase3_tracking import explain_tracking
 from tests.common import made_up_reports
 from tests.common.test_report import HOSTILE, Page, build_pages
 
@@ -75,7 +76,7 @@ def test_the_pictures_of_the_newest_video_are_shown(outputs):
     html, markdown = build_pages()
     assert Page(html).tags.count("img") == before + 2
     assert 'alt="Where objects were in demo_video, and for how long."' in html
-    assert 'alt="All through demo_video."' in html
+    assert 'alt="Frames from all over demo_video, each with its time."' in html
     assert "base64" not in markdown
 
 
@@ -96,6 +97,22 @@ def test_a_file_of_another_run_is_not_shown_but_told(outputs, suffix):
     assert len(captions[0]) == 3
     assert len(captions[1]) == 2
     assert set(captions[1]) < set(captions[0])
+
+
+def test_how_a_tracker_decides_is_shown_by_the_pictures_of_the_last_run(outputs):
+    folder = outputs / "metrics" / "tracking_explained"
+    cv2.imwrite(str(folder / "2_assignment.png"), np.zeros((9, 16, 3), np.uint8))  # not recorded
+    explained = report.read_inputs().explained
+    section = tracking.explained_section(explained, outputs / "metrics")
+    captions = [block.caption for block in section.blocks if isinstance(block, Pictures)]
+    assert captions == [tracking.EXPLAINING[name] for name in ("1_iou.png", "4_low_score.png")]
+    missing = tracking.explained_section(None, outputs / "metrics").missing
+    assert missing == "python phase3_tracking/explain_tracking.py"
+
+
+def test_what_is_explained_is_what_explain_tracking_draws():
+    assert list(tracking.EXPLAINING) == list(explain_tracking.PICTURES)
+    assert paths.METRICS / tracking.EXPLAINED == explain_tracking.FOLDER / explain_tracking.NUMBERS
 
 
 def test_an_unreadable_picture_is_left_out(outputs):
@@ -127,6 +144,29 @@ def test_counts_at_lines_and_zones():
         ("yard", "4", "5", "3", "5", "1", "2", "1.2", "9.0"),
         ("empty", "0", "0", "0", "0", "0", "0", "–", "–"),
     )
+
+
+def test_one_sequence_is_not_shown_again_as_all_together():
+    evaluation = made_up_reports.tracking(["car"])[1]
+    (one,), scores = evaluation["sequences"], evaluation["combined"]
+    classes = [{**scores, "name": "car"}, {**scores, "name": "bus"}]
+
+    def names(sequences):
+        scored = {**evaluation, "sequences": sequences, "classes": classes}
+        found = tracking.section(scored, {}, paths.VIDEOS)
+        return [row[0] for block in found.blocks if isinstance(block, Table) for row in block.rows]
+
+    assert names([one]) == ["demo_video", "car", "bus"]
+    other = {**one, "name": "other"}
+    assert names([one, other]) == ["demo_video", "other", "all together", "car", "bus"]
+
+
+@pytest.mark.parametrize(("times", "words"), [(0, "0 identity switches"), (1, "1 identity switch")])
+def test_one_switch_is_not_called_switches(times, words):
+    evaluation = made_up_reports.tracking(["car"])[1]
+    evaluation["combined"]["id_switches"] = times
+    (card,) = tracking.cards(evaluation, {})
+    assert card.note.endswith(words)
 
 
 def test_what_was_not_counted_has_no_table():
