@@ -24,7 +24,7 @@ def exported_once(factory: pytest.TempPathFactory) -> SimpleNamespace:
         model_path=folder / "model.pth",
         loaded=load_model(folder / "model.pth", torch.device("cpu")),
         onnx_path=folder / "model.onnx",
-        parity=json.loads((folder / "parity.json").read_text(encoding="utf-8")),
+        parity=json.loads(_parity_file(folder).read_text(encoding="utf-8")),
     )
 
 
@@ -41,4 +41,9 @@ def _export_to(folder: Path) -> None:
     loaded = load_model(folder / "model.pth", torch.device("cpu"))
     images = [random_scene(np.random.default_rng(1), 120, 160)]
     parity = export_onnx.export_onnx(loaded, folder / "model.onnx", images=images)
-    (folder / "parity.json").write_text(json.dumps(parity), encoding="utf-8")
+    _parity_file(folder).write_text(json.dumps(parity), encoding="utf-8")
+
+
+def _parity_file(folder: Path) -> Path:
+    """Beside the folder, which holds what an export writes and nothing else."""
+    return folder.with_name("exported_parity.json")
