@@ -46,9 +46,12 @@ def main(argv: "Sequence[str] | None" = None) -> None:
     args = parser.parse_args(argv)
     if not 0 <= args.confidence <= 1:  # nor is NaN
         parser.error(f"--confidence: {args.confidence} is not between 0 and 1")
-    import numpy as np
-    from PIL import Image, ImageOps
-    from tritonclient.http import InferenceServerClient
+    try:
+        import numpy as np
+        from PIL import Image, ImageOps
+        from tritonclient.http import InferenceServerClient
+    except ImportError as error:
+        parser.error(f"{error} - run: pip install tritonclient[http] numpy Pillow")
 
     with Image.open(args.picture) as picture:
         image = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))

@@ -1,11 +1,11 @@
 """Finds objects in pictures, and follows them through videos, with the detector beside this file.
 
     python detect.py --verify                                  # is everything here, and right?
-    python detect.py --input photo.jpg --output found
-    python detect.py --input pictures/ --output found --confidence 0.7
-    python detect.py --input street.mp4 --output tracked.mp4
-    python detect.py --input street.mp4 --output results --tracker sort --max-frames 500
-    python detect.py --input rtsp://camera/1 --output camera.mp4 --live 8000
+    python detect.py --input ~/photo.jpg --output ~/found
+    python detect.py --input ~/pictures --output ~/found --confidence 0.7
+    python detect.py --input ~/street.mp4 --output ~/tracked.mp4
+    python detect.py --input ~/street.mp4 --output ~/results --tracker sort --max-frames 500
+    python detect.py --input rtsp://camera/1 --output ~/camera.mp4 --live 8000
 
 Pictures get their boxes drawn into copies, and detections.json. Beside the NAME.mp4 of a video
 (H.264, with its sound) there will be the tracks as NAME.mot.txt, NAME.csv, NAME.tracks.json and
@@ -34,7 +34,7 @@ try:
         check_model,
         missing_module,
     )
-except (ImportError, SyntaxError, ValueError):  # a damaged file: say which, not only the first
+except Exception:  # of whatever kind: if a file is damaged, say which, not only the first
     from phase4_deployment.package.file_check import file_findings
 
     if not (findings := file_findings(HERE)):

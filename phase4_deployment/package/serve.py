@@ -33,7 +33,7 @@ try:
         check_model,
         missing_module,
     )
-except (ImportError, SyntaxError, ValueError):  # a damaged file: say which, not only the first
+except Exception:  # of whatever kind: if a file is damaged, say which, not only the first
     from phase4_deployment.package.file_check import file_findings
 
     if not (findings := file_findings(HERE)):

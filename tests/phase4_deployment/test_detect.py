@@ -225,7 +225,7 @@ def test_every_damaged_file_is_named_and_the_status_is_2(run, damaged):
 @pytest.mark.parametrize(
     "name", ["common/cli.py", "phase3_tracking/video_detector.py", "common/video.py"]
 )
-@pytest.mark.parametrize("content", [None, b"def cut("])
+@pytest.mark.parametrize("content", [None, b"def cut(", b"a_name_cut_sh"])
 def test_code_that_cannot_be_imported_is_named_too(run, damaged, name, content):
     (damaged / name).unlink()
     if content:

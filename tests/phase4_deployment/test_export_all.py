@@ -245,9 +245,9 @@ def test_the_package_tells_at_how_many_proposals_it_looks(build, tmp_path, asked
     assert (told in readme) == (asked is not None)
 
 
-@pytest.mark.parametrize("max_map_drop", [None, 0.02])
-def test_only_what_must_equal_pytorch_is_tried_against_it(monkeypatch, max_map_drop):
-    """With fewer proposals the packed file must find what it found when it was measured."""
+def test_a_packed_file_must_find_what_it_found_when_it_was_measured(monkeypatch):
+    """Not what PyTorch finds, which was asked over all val images: in a single one the tie of two
+    regions, which rounding decides, would be too large a share."""
 
     def predictor(score: float):
         found = Detections(np.zeros((1, 4), np.float32), np.float32([score]), np.int64([1]))
@@ -268,14 +268,14 @@ def test_only_what_must_equal_pytorch_is_tried_against_it(monkeypatch, max_map_d
     monkeypatch.setattr(package_trial, "unpacked", lambda *_: contextlib.nullcontext(Trial()))
     formats = [
         Format("pytorch_fp32", Path("model.pth"), "pytorch", predictor(0.25)),
-        Format("onnx_fp32", Path("a.onnx"), "onnxruntime", predictor(0.5), None, max_map_drop),
+        Format("onnx_fp32", Path("a.onnx"), "onnxruntime", predictor(0.5)),
         Format("onnx_int8", Path("b.onnx"), "onnxruntime", predictor(0.75), None, 0.02),
     ]
     rows = [{"name": item.name, "status": "ok"} for item in formats]
     val = SimpleNamespace(images=[np.zeros((8, 8, 3), np.uint8)])
     loaded = SimpleNamespace(category_ids=(1,))
     export_all.check_package(Path("a.zip"), Path("python"), formats, rows, val, loaded)
-    assert tried == {"a.onnx": 0.25 if max_map_drop is None else 0.5, "b.onnx": 0.75}
+    assert tried == {"a.onnx": 0.5, "b.onnx": 0.75}
 
 
 @pytest.mark.usefixtures("quick")

@@ -2,17 +2,20 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from common.models import Detections
 from phase4_deployment import measuring
 from phase4_deployment.formats.base import Format
 
 CPU = torch.device("cpu")
 
 
-def row(matched=1.0, box_error=0.0, value=0.5) -> dict:
-    return {"parity": {"matched": matched, "max_box_error_px": box_error}, "map": value}
+def row(matched=1.0, box_error=0.0, value=0.5, unmatched=2) -> dict:
+    parity = {"matched": matched, "unmatched": unmatched, "max_box_error_px": box_error}
+    return {"parity": parity, "map": value}
 
 
 @pytest.mark.parametrize(
@@ -20,6 +23,9 @@ def row(matched=1.0, box_error=0.0, value=0.5) -> dict:
     [
         (row(), None, "ok"),
         (row(matched=0.98), None, "rejected: 0.980 of the boxes matched"),
+        (row(matched=64 / 65, unmatched=1), None, "ok"),
+        (row(matched=63 / 65), None, "rejected: 0.969 of the boxes matched, 0.99 needed"),
+        (row(matched=7 / 8, unmatched=1), None, "rejected: 0.875 of the boxes matched, 0.9 needed"),
         (row(box_error=0.6), None, "rejected: a box differs by 0.60 px"),
         (row(value=0.502), None, "rejected: mAP changed by +0.0020"),
         (row(matched=0.1, box_error=3.0, value=0.49), 0.02, "ok"),
@@ -30,6 +36,21 @@ def row(matched=1.0, box_error=0.0, value=0.5) -> dict:
 def test_verdict(measured, max_map_drop, expected):
     item = Format("x", None, "pytorch", None, max_map_drop=max_map_drop)
     assert measuring.verdict(item, measured, 0.5).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "weak", "unmatched"),
+    [([], [], 0), ([4], [], 1), ([4, 7], [], 2), ([4], [4], 0)],
+)
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_boxes_without_a_partner_are_counted_both_ways(left_out, weak, unmatched, is_missing):
+    corners = np.arange(65, dtype=np.float32)[:, None] * 20
+    scores = np.where(np.isin(np.arange(65), weak), 0.04, 0.5).astype(np.float32)
+    boxes = np.concatenate([corners, corners, corners + 10, corners + 10], 1)
+    whole = Detections(boxes, scores, np.ones(65, int))
+    part = Detections(*(np.delete(values, left_out, 0) for values in whole))
+    pair = ([whole], [part]) if is_missing else ([part], [whole])
+    assert measuring._parity(*pair)["unmatched"] == unmatched
 
 
 def batch(size: int, img_s: float, p90: float) -> dict:

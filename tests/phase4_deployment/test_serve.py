@@ -252,11 +252,12 @@ def test_help_loads_nothing_heavy_and_needs_nothing_installed(package, tmp_path)
     assert str(package) not in done.stdout
 
 
-def test_code_that_is_damaged_is_named(package, tmp_path):
+@pytest.mark.parametrize("content", ["def cut(", "a_name_cut_sh"])
+def test_code_that_is_damaged_is_named(package, tmp_path, content):
     import shutil
 
     damaged = Path(shutil.copytree(package, tmp_path / "damaged"))
-    (damaged / "phase3_tracking" / "backends.py").write_text("def cut(")
+    (damaged / "phase3_tracking" / "backends.py").write_text(content)
     done = run(damaged, "--port", "0", cwd=tmp_path)
     assert done.status == 2
     assert done.error.startswith("error: phase3_tracking/backends.py: differs from its sha256")

@@ -312,3 +312,11 @@ def test_the_client_refuses_a_confidence_that_is_none(value, capsys):
         triton_client.main(["street.jpg", f"--confidence={value}"])
     assert raised.value.code == 2
     assert "--confidence" in capsys.readouterr().err
+
+
+def test_the_client_names_what_it_lacks(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tritonclient.http", None)
+    with pytest.raises(SystemExit) as ended:
+        triton_client.main(["street.jpg"])
+    assert ended.value.code == 2
+    assert "run: pip install tritonclient[http]" in capsys.readouterr().err
