@@ -1,5 +1,5 @@
-"""The README's figures are those of the committed results, and its commands exist; those of phase 3
-are run."""
+"""The figures of the README are those of the committed results. Its commands are run, and those of
+docs/scale.md and phase 3; the other guides have tests of their own."""
 
 import doctest
 import importlib
@@ -29,9 +29,11 @@ from phase3_tracking.counting.regions import Region, parse_line, place
 from phase3_tracking.detection_log import log_file
 from phase3_tracking.results.output_files import result_files
 from phase3_tracking.run_options import OutputOptions
+from tests import readme_pages
 from tests.exported_detector import exported_once
 from tests.phase3_tracking import explained_scene
 from tests.random_detectors import random_scene
+from tests.readme_pages import Command, commands_of, committed, no_rule
 
 GUIDES = [ROOT / "README.md", *sorted(ROOT.glob("phase*/README_*.md"))]
 
@@ -85,6 +87,85 @@ def test_links_and_pictures_of_the_guide_exist(guide):
     for target in re.findall(r"\]\(([^)#]+)\)", guide.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (guide.parent / target).exists(), target
+
+
+# --- README.md and docs/scale.md: their commands are run --------------------------------------
+
+
+def test_commands_are_found_in_blocks_and_in_sentences():
+    page = "`pip\ninstall a` `python` `x`\n```bash\n# why\nnew \\\n  'a b'  # so\n```\n"
+    page += "```\nfolder/\ncurl x\n```\n```python\nmake = 1\n```\n"
+    found = commands_of(page)
+    assert found == [["pip", "install", "a"], ["new", "a b"], ["curl", "x"]]
+    others, left = readme_pages.split(found, ["pip install", "npm"])
+    assert others == found[1:]
+    assert left == {"pip install": found[:1], "npm": []}
+
+
+FRONT = [ROOT / "README.md", ROOT / "docs" / "scale.md"]
+LEFT_OUT = {
+    "make": "installs, and runs what other tests run",
+    "jupyter lab": "a server; tests/test_notebooks.py runs the notebooks",
+    "python phase1_training/setup_model.py --list": "run by phase1_training/test_readme_phase1.py",
+    "python3 -m venv": "sets up an environment",
+    "pip install": "needs the package index",
+}
+SMALL = {  # at 1e-300, which is 0 in float32, a training leaves each weight as it is
+    "phase1_training/check_data.py": "--architecture demo",
+    "phase1_training/train.py": "--model-path {checkpoint} --lr 1e-300 --epochs 1 --workers 0 "
+    "--amp off",
+    "phase2_optimization/benchmark_inference.py": "--variants inference_graph --batch-sizes 1,2 "
+    "--num-iterations 1 --max-images 1",
+    "phase3_tracking/video_detector.py": "",
+    "phase4_deployment/export_onnx.py": "",
+    "phase4_deployment/export_all.py": "--formats pytorch_fp32,onnx_fp32 --batch-sizes 1,2 "
+    "--num-iterations 1 --max-images 1 --time-budget-s 0.1",
+}
+AS_THEY_ARE = ("-c", "-m", "benchmarks/readme_table.py", "benchmarks/ladder_table.py")
+AS_THEY_ARE += ("benchmarks/fleet_plan.py",)
+
+
+def front_commands() -> tuple[list[list[str]], dict[str, list[list[str]]]]:
+    """The words of the commands to be run, and of those left out."""
+    texts = [page.read_text(encoding="utf-8") for page in FRONT]
+    return readme_pages.split([one for text in texts for one in commands_of(text)], LEFT_OUT)
+
+
+def small(words: list[str], checkpoint: Path, data: Path) -> Command:
+    """The command, shrunk; ValueError for one that is not known here."""
+    here = {"/path/to/coco": str(data), "RUN_A": "outputs", "RUN_B": "outputs/mine"}
+    words = committed([here.get(word, word) for word in words])
+    if words[0] == "export" or (words[0] == "python" and words[1] in AS_THEY_ARE):
+        return Command(words)
+    if words[0] != "python" or words[1] not in SMALL:
+        raise no_rule(words)
+    more = SMALL[words[1]].format(checkpoint=checkpoint).split()
+    return Command([*words, "--device", "cpu", *more])
+
+
+def test_each_command_of_the_readme_is_run_or_left_out_for_a_reason(tmp_path):
+    run, left_out = front_commands()
+    assert len([small(words, tmp_path, tmp_path) for words in run]) > 14
+    assert all(left_out.values())
+    for words in (["python", "new.py"], ["nohup", "phase1_training/train.py"]):
+        with pytest.raises(ValueError, match="no rule for: "):
+            small(words, tmp_path, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_end_well(tmp_path, tmp_path_factory):
+    folder = readme_pages.prepare(tmp_path, tmp_path_factory)
+    for name in ("sample_video.mp4", "video.mp4", "yours.mp4"):
+        folder.video(name)
+    run, _ = front_commands()
+    readme_pages.run(folder, [small(words, folder.checkpoint, folder.data) for words in run])
+    assert (tmp_path / "tracked.mp4").is_file()
+    outputs = tmp_path / "outputs"
+    assert (outputs / "models" / "model.onnx").is_file()
+    mine = outputs / "mine"  # as the page's OUTPUTS_DIR says
+    for name in ("models/best_model.pth", "deployment.zip", "videos/video_tracked.events.csv"):
+        assert (mine / name).is_file(), name
+    assert {"report.html", "comparison.html"} <= {p.name for p in (mine / "metrics").iterdir()}
 
 
 # --- phase 3: its commands are run, on videos of two seconds ----------------------------------
