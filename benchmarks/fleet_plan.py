@@ -86,9 +86,16 @@ def _of_benchmark(name: str, report: Mapping[str, Any]) -> Costs:
 
 
 def _of_run(path: Path, report: Mapping[str, Any]) -> Costs:
-    """Of a run each stage's own time stands for processor time; it holds its waits, too."""
+    """Of a run each stage's own time stands for processor time; it holds its waits, too.
+
+    Raises:
+        UserError: of a run that left frames out: what a frame costs then holds those as well.
+    """
     facts, video = report["environment"], report["video"]
     core_ms, whole_ms = {s: report["stage_ms"][s] for s in STAGES}, 1e3 / report["fps_end_to_end"]
+    if video["fps"] < video.get("source_fps", 0.0) * (1 - 1e-6):
+        what = f"is of a run that took {video['fps']:g} of {video['source_fps']:g} frames/s"
+        raise UserError(path, what, "measure without --frame-skip and --fps")
     overhead, gpu_ms = 1.0, None
     if facts["device"] == "cpu":
         overhead = max(1.0, whole_ms * facts["cpu_count"] / sum(core_ms.values()))
@@ -115,7 +122,7 @@ def scenarios() -> dict[str, dict[str, float]]:
         found[f"`--frame-skip {skip}`"] = dict.fromkeys(STAGES, 1 / skip) | {"decode": 1.0}
     found["`--frame-skip 5 --no-video`"] = found["`--frame-skip 5`"] | {"draw": 0.0, "encode": 0.0}
     found["detection on a GPU: the rest"] = found["as measured"] | {"detect": 0.0}
-    found["the same, `--no-video`"] = found["`--no-video`"] | {"detect": 0.0}
+    found["detection on a GPU, `--no-video`"] = found["`--no-video`"] | {"detect": 0.0}
     return found
 
 
@@ -173,12 +180,14 @@ def _nodes(one: Costs, demand: Demand) -> str:
         core_ms = one.total_ms(shares)
         if one.gpu_ms is not None and shares["detect"]:
             continue  # this report does not tell what detection costs on a core
+        if shares["encode"] and not one.core_ms["encode"]:
+            continue  # nor this one what drawing and encoding cost: it is of --no-video
         rows.append(
             (name, f"{core_ms:.2f}", one.largest(shares), f"{1e3 / core_ms:,.0f}",
              f"{demand.hours_of_node(core_ms):,.0f}", f"{demand.nodes(core_ms):,.0f}")
         )  # fmt: skip
-    head = ("", "core-ms a frame", "most of it", "frames/s of a core", "hours of video a node",
-            "nodes")  # fmt: skip
+    head = ("", "core-ms a frame", "most of it", "frames/s of a core",
+            "hours of video a node a day", "nodes")  # fmt: skip
     title = (
         f"{one.name}, {demand.hours:,.0f} hours of video a day at {demand.fps:g} frames/s, nodes "
         f"of {demand.node_cores} cores:"
@@ -214,7 +223,7 @@ def _bytes(hours: float, mbit_in: float | None, mbit_out: float | None) -> str:
         for name, mbit in (("in", mbit_in), ("out", mbit_out))
         if mbit is not None
     ]  # fmt: skip
-    text = f"{streams:,.0f} videos at a time"
+    text = f"{streams:,.{0 if streams >= 10 else 1}f} videos at a time"
     if not rows:
         return f"{text}; `--mbit-in` and `--mbit-out` tell what that is in bytes."
     head = ("", "Mbit/s of a video", "Gbit/s of all", "TB a day")

@@ -33,7 +33,7 @@ from common.stop_signal import StopSignal
 from phase3_tracking.backends import add_detector_arguments
 from phase3_tracking.counting.counting import counting_options
 from phase3_tracking.fleet import summary
-from phase3_tracking.fleet.dispatch import Finished, run_orders
+from phase3_tracking.fleet.dispatch import Finished, NoNodeError, run_orders
 from phase3_tracking.fleet.manifest import DONE, FAILED, FleetManifest
 from phase3_tracking.fleet.plan import Video, read_videos
 from phase3_tracking.fleet.progress import ProgressLine, Tally
@@ -113,6 +113,7 @@ class Fleet:
         with ExitStack() as stack:
             cluster = RayCluster(args.address, args.cpus_per_task, args.gpus_per_task)
             stack.enter_context(cluster)
+            log.info("Loading the detector on a worker, as soon as there is room for a task")
             self._device = cluster.try_detector(orders[0])["device"]
             log.info("%d tasks at a time, on %s", cluster.places(), self._device)
             manifest.plan(videos)  # not before: a mistake in the options leaves nothing behind
@@ -128,7 +129,7 @@ class Fleet:
             try:
                 for one in run_orders(cluster, orders, args.retries, on_tick):
                     self._record(manifest, one, tally)
-            except (KeyboardInterrupt, Terminated):
+            except (KeyboardInterrupt, Terminated, NoNodeError):
                 log.warning("Stopped: %s", tally)
                 command = environment.command_line(without=("--overwrite",))
                 log.warning("Go on with: %s", command)

@@ -137,7 +137,8 @@ def _check_names(videos: Sequence[Video]) -> None:
         other = taken.setdefault(video.name.casefold(), video)
         if other is not video:
             what = f"would be the result of {other.text} and of {video.text}"
-            remedy = f"name them in a CSV list with the columns {INPUT_COLUMN},{NAME_COLUMN}"
+            columns = f"{INPUT_COLUMN},{NAME_COLUMN}"
+            remedy = f"give each another name in a CSV list with the columns {columns}"
             raise UserError(video.output_path, what, remedy)
 
 

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any
 
 from common import environment, paths
-from common.cli import UserError
+from common.cli import UserError, log
+from phase3_tracking.fleet.dispatch import NoNodeError
 from phase3_tracking.fleet.task import Order, Outcome, track, try_detector
 
 EXTRAS = "pip install -r requirements-extras.txt"
@@ -72,18 +73,23 @@ class RayCluster:
             try:
                 if self._address:
                     _reach(self._address)
-                self._ray.init(**self._where(), log_to_driver=False, logging_level=logging.ERROR)
+                # what Ray raises is told here, so nothing that it logs of it besides
+                quietly = logging.CRITICAL
+                self._ray.init(**self._where(), log_to_driver=False, logging_level=quietly)
             except Exception as error:  # Ray raises plain ones, too
                 self._ray.shutdown()
                 if not attempts_left:
                     raise self._unusable(error) from error
+                log.warning("Ray did not start, as on a busy machine; trying again")
             else:
                 return
 
     def _unusable(self, error: Exception) -> UserError:
         what = f"cannot be used ({' '.join(str(error).split()):.300})"
         if self._address is None:
-            return UserError("Ray", what, "end other programs, or give --address")
+            return UserError(
+                "Ray", what, "end other programs, let it have more cores, or give --address"
+            )
         remedy = "check `ray status` there, and that versions of Ray and Python are the same"
         return UserError(f"--address {self._address}", what, remedy)
 
@@ -117,8 +123,16 @@ class RayCluster:
         return [(has.get("CPU", 0.0), has.get("GPU", 0.0)) for has in found]
 
     def places(self) -> int:
-        """How many tasks run at a time, where nobody else runs any."""
-        return sum(_room(cpus, self._cpus, gpus, self._gpus) for cpus, gpus in self._nodes())
+        """How many tasks run at a time, where nobody else runs any.
+
+        Raises:
+            NoNodeError: the cluster that was started here has ended; nobody will bring it back.
+        """
+        nodes = self._nodes()
+        if not nodes and self._address is None:
+            remedy = "see whether memory ran out, and repeat the command"
+            raise NoNodeError("Ray", "its processes on this machine have ended", remedy)
+        return sum(_room(cpus, self._cpus, gpus, self._gpus) for cpus, gpus in nodes)
 
     def try_detector(self, order: Order) -> dict[str, Any]:
         """Loads the detector on a worker, so that a mistake in the options is told once.

@@ -82,7 +82,7 @@ def _cards(summary: Mapping[str, Any]) -> list[Card]:
         Card("Videos done", number(summary["done"], 0), note),
         Card("Failed", number(summary["failed"], 0), f"of {summary['videos']}"),
         Card("Frames", number(summary["frames"], 0), worked),
-        Card("Tracks", number(summary["tracks"], 0), "in all videos; none goes across two"),
+        Card("Tracks", number(summary["tracks"], 0), "an object in two videos counts twice"),
     ]
 
 

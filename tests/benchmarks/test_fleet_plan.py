@@ -105,6 +105,29 @@ def test_a_run_of_video_detector(tmp_path):
     assert row(text, "in") == ["4.00", "4.0", "43.2"]
 
 
+def test_a_run_without_video_tells_nothing_of_runs_with_one(tmp_path):
+    """17 ms of stages; the run itself 40 core-ms."""
+    stages = RUN["stage_ms"] | {"draw": 0.0, "encode": 0.0}
+    text = printed(write(tmp_path, RUN | {"stage_ms": stages}))
+    assert "as measured" not in text
+    assert "`--frame-skip 3`" not in text
+    assert row(text, "`--no-video`")[0] == "40.00"
+    assert row(text, "detection on a GPU, `--no-video`")[0] == f"{40 * 3 / 17:.2f}"
+
+
+def test_a_run_that_left_frames_out_is_refused(tmp_path):
+    """Its frames hold the decoding of others, and the rows of --frame-skip would skip once more."""
+    skipped = RUN | {"video": {"fps": 10.0, "source_fps": 30.0}}
+    with pytest.raises(UserError, match=r"took 10 of 30 frames/s – measure without --frame-skip"):
+        read_costs(write(tmp_path, skipped))
+    whole = RUN | {"video": {"fps": 30.0, "source_fps": 30.0}}
+    assert read_costs(write(tmp_path, whole)).fps == 30.0
+
+
+def test_a_few_hours_a_day_are_not_told_as_none(tmp_path):
+    assert "\n\n0.2 videos at a time" in printed(write(tmp_path, BENCHMARK), "--hours-a-day", "5")
+
+
 def test_a_run_on_a_gpu_tells_what_the_gpu_sustains(tmp_path):
     """10 ms a frame from end to end; detection is not work of the cores: 6 ms."""
     gpu = {"device": "cuda:0", "device_name": "a GPU", "cpu_count": 4}

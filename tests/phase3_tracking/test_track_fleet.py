@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from phase3_tracking import track_fleet, video_detector
+from phase3_tracking.fleet.dispatch import NoNodeError
 from phase3_tracking.fleet.manifest import FILE
 from phase3_tracking.fleet.task import track, try_detector
 from tests.phase3_tracking.fleet_results import results, rows, same_but_for_the_fleet
@@ -152,6 +153,26 @@ def test_a_stopped_fleet_keeps_what_is_done_and_says_how_to_go_on(folder, monkey
     monkeypatch.setattr(InThisProcess, "finished", finished)
     status, model = run(monkeypatch, "--output", "out")
     assert (status, sorted(model.frames)) == (0, sorted([*range(7), *range(8)]))
+
+
+def test_a_cluster_that_lost_its_nodes_ends_the_run_and_keeps_what_is_done(
+    folder, monkeypatch, capsys
+):
+    orders = track_fleet.run_orders
+
+    def lost(*args):
+        yield next(orders(*args))
+        raise NoNodeError("Ray", "no node of the cluster had room", "start nodes")
+
+    monkeypatch.setattr(track_fleet, "run_orders", lost)
+    monkeypatch.setattr(sys, "argv", ["track_fleet.py", "--input", "clips"])
+    assert run(monkeypatch, "--output", "out")[0] == 2
+    out, err = capsys.readouterr()
+    assert "Stopped: 1 done, 0 failed" in out
+    assert "Go on with: python track_fleet.py --input clips\n" in out
+    assert err == "error: Ray: no node of the cluster had room – start nodes\n"
+    assert states(Path("out")) == {"a": "done", "b": "planned", "c": "planned"}
+    assert Path("out/fleet.html").is_file()
 
 
 def test_a_result_that_the_driver_does_not_see_is_not_done(folder, monkeypatch, capsys):

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phase3_tracking.fleet.dispatch import AHEAD, TICK_S, backoff_s, run_orders
+from phase3_tracking.fleet.dispatch import (
+    AHEAD,
+    NO_NODE_S,
+    TICK_S,
+    NoNodeError,
+    backoff_s,
+    run_orders,
+)
 from phase3_tracking.fleet.plan import Video
 from phase3_tracking.fleet.task import Order, Outcome
 
@@ -99,6 +106,40 @@ def test_what_a_tick_raises_ends_the_loop():
     with pytest.raises(KeyboardInterrupt):
         cluster.run(9, 0, stop)
     assert len(cluster.begun) == 4
+
+
+@dataclass
+class VanishingCluster(MadeUpCluster):
+    """Without nodes in some span of time: what is in work then stays there, without an end."""
+
+    gone: tuple[float, float] = (0.0, 0.0)
+
+    def places(self) -> int:
+        return 0 if self.gone[0] <= self.now < self.gone[1] else self.size
+
+    def finished(self, tasks, timeout_s):
+        if self.places():
+            return super().finished(tasks, timeout_s)
+        self.now += timeout_s
+        return []
+
+
+@pytest.mark.parametrize("begin", [0.0, 1.0])
+def test_a_cluster_whose_nodes_are_gone_for_good_is_given_up(begin, caplog):
+    """Before the first task, and with tasks that never end: 10 minutes after the last node."""
+    cluster = VanishingCluster(size=1, gone=(begin, 1e9))
+    with pytest.raises(NoNodeError, match=r"^Ray: no node .* for 10 minutes – see `ray status`"):
+        cluster.run(5, 0)
+    assert cluster.now == begin + NO_NODE_S
+    assert [record.message for record in caplog.records] == [
+        "No node of the cluster has room for a task; waiting 10 minutes for one"
+    ]
+
+
+def test_nodes_that_come_back_in_time_go_on(caplog):
+    cluster = VanishingCluster(size=2, gone=(1.0, NO_NODE_S))
+    assert len(cluster.run(6, 0)) == 6
+    assert "There is room again: 2 tasks at a time" in caplog.messages
 
 
 @given(

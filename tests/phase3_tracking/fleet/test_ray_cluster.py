@@ -6,6 +6,7 @@ import pytest
 
 from common.cli import UserError
 from phase3_tracking.fleet import ray_cluster
+from phase3_tracking.fleet.dispatch import NoNodeError
 from phase3_tracking.fleet.ray_cluster import RayCluster
 
 
@@ -54,6 +55,15 @@ def test_a_node_may_come_or_go_at_any_moment():
     assert [cluster.places(), cluster.places()] == [2, 6]
 
 
+def test_a_cluster_of_this_machine_that_has_ended_does_not_come_back():
+    """Another one may get nodes again, see dispatch.py."""
+    cluster = RayCluster(None, 1, 0)
+    cluster._ray = MadeUpRay()
+    with pytest.raises(NoNodeError, match=r"^Ray: its processes on this machine have ended – see"):
+        cluster.places()
+    assert places(1, 0) == 0
+
+
 def test_more_than_any_node_has_is_refused():
     """Ray would wait for ever."""
     cluster = RayCluster("auto", 1, 1)
@@ -89,8 +99,10 @@ def connected(ray: RayThatFails, address: str | None) -> RayThatFails:
     return ray
 
 
-def test_a_busy_machine_gets_three_attempts_to_start_ray():
+def test_a_busy_machine_gets_three_attempts_to_start_ray(caplog):
+    """A start that fails takes a minute and more: each is told."""
     assert connected(RayThatFails(2), None).starts == 3
+    assert caplog.messages == ["Ray did not start, as on a busy machine; trying again"] * 2
     with pytest.raises(
         UserError, match=r"^Ray: cannot be used \(The current node timed out during"
     ):
