@@ -13,7 +13,6 @@ stage, and on a CPU also the processor time of all stages divided by the cores.
 
 import argparse
 import copy
-import os
 import sys
 import tempfile
 import time
@@ -176,11 +175,11 @@ def report(seconds: dict[str, dict[str, Any]], frames: int, is_cpu: bool) -> dic
 
     from common.comparison import compare
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = environment.usable_cores()
     wall = {name: one["wall"] / frames * 1e3 for name, one in seconds.items()}
     slowest = np.max([wall[stage] for stage in STAGES], axis=0)
     cpu = np.sum([seconds[stage]["cpu"] for stage in STAGES], axis=0) / frames * 1e3
-    limit = np.maximum(slowest, cpu / (cores or 1)) if is_cpu else slowest
+    limit = np.maximum(slowest, cpu / cores) if is_cpu else slowest
     against_loop = compare(wall[LOOP], wall[OURS], wall[LOOP_AGAIN])
     over_limit = compare(wall[OURS], limit)  # how many times as long as the limit
     return {

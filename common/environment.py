@@ -87,6 +87,13 @@ def device_name(device: str) -> str:
     return device
 
 
+def usable_cores() -> int:
+    """Those that this process may use: under `taskset`, fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _torch() -> Any:
     """PyTorch, or None where it is not installed: the deployment package runs without."""
     try:
@@ -125,7 +132,7 @@ def describe(device: str) -> dict[str, Any]:
         "device": str(device),
         "device_name": device_name(str(device)),
         "cpu": _cpu_name(),
-        "cpu_count": os.cpu_count(),
+        "cpu_count": usable_cores(),
         "cpu_features": _cpu_features(),
         "threads": torch.get_num_threads() if torch else None,
         "python": platform.python_version(),

@@ -1,11 +1,10 @@
 """The options of train.py, and the recipe they make."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import cli, models, paths
+from common import cli, environment, models, paths
 
 if TYPE_CHECKING:
     from phase1_training.distributed import Ranks
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 EPOCHS = {True: 8, False: 10}  # by "is it the demo model?"
 BATCH_SIZE = 4
-WORKERS = min(4, max(1, (os.cpu_count() or 1) // 2))  # the others compute
+WORKERS = min(4, max(1, environment.usable_cores() // 2))  # the others compute
 SAVE_EVERY_S = 600.0
 LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}  # of SGD: for BATCH_SIZE images per step
 WEIGHT_DECAY = {"sgd": 0.0005, "adamw": 0.01}

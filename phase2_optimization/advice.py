@@ -6,11 +6,11 @@ steps have channels_last memory, fused optimizers and, where it is native, half 
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from common import environment
 from common.processor_share import UNDISTURBED
 from phase2_optimization.stages import DATA_WAIT, NETWORKS, OTHER
 
@@ -47,7 +47,7 @@ def setting_of(device: "torch.device", batch_size: int, training_images: int) ->
     """The setting of a profile on this machine."""
     from common.fastpath import native_amp
 
-    loaders = min(4, max(1, (os.cpu_count() or 1) // 2))  # as train.py
+    loaders = min(4, max(1, environment.usable_cores() // 2))  # as train.py
     return Setting(device.type, loaders, native_amp(device), batch_size < training_images)
 
 

@@ -101,7 +101,7 @@ class RayCluster:
             "address": "local",
             "runtime_env": environment_of_workers,
             "include_dashboard": False,
-            "num_cpus": _usable_cores(),
+            "num_cpus": environment.usable_cores(),
             "object_store_memory": OBJECT_STORE_BYTES,
         }
 
@@ -189,10 +189,3 @@ def _room(cpus: float, cpus_each: float, gpus: float, gpus_each: float) -> int:
     fits = [math.floor(there / each + 1e-9) for there, each in
             ((cpus, cpus_each), (gpus, gpus_each)) if each]  # fmt: skip
     return min(fits)
-
-
-def _usable_cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

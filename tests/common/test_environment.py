@@ -1,6 +1,7 @@
 """common.environment: the device asked for or an error, and facts that can be written as JSON."""
 
 import json
+import os
 import random
 import shlex
 import sys
@@ -137,3 +138,13 @@ def test_the_seed_fixes_every_generator():
 @pytest.mark.parametrize("seed", [0, -1, 2**32, 2**63])
 def test_unusual_seeds_are_accepted(seed):
     environment.seed_everything(seed)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no cores can be chosen here")
+def test_cores_are_counted_that_may_be_used():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert environment.usable_cores() == environment.describe("cpu")["cpu_count"] == 1
+    finally:
+        os.sched_setaffinity(0, allowed)

@@ -1,11 +1,11 @@
 """Advice on made-up profiles, each sentence with the figures by hand."""
 
 import dataclasses
-import os
 
 import pytest
 import torch
 
+from common import environment
 from common.fastpath import native_amp
 from phase1_training import options
 from phase2_optimization import advice
@@ -88,7 +88,7 @@ def test_the_setting_is_that_of_the_machine_and_of_train_py(monkeypatch):
     cpu = torch.device("cpu")
     assert setting_of(cpu, 4, 5) == Setting("cpu", options.WORKERS, native_amp(cpu), True)
     assert not setting_of(cpu, 4, 4).batch_can_grow
-    monkeypatch.setattr(os, "cpu_count", lambda: 32)
+    monkeypatch.setattr(environment, "usable_cores", lambda: 32)
     assert setting_of(cpu, 4, 4).loaders == 4
 
 
