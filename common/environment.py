@@ -45,6 +45,13 @@ def is_installed(package: str) -> bool:
         return False
 
 
+def require(*packages: str) -> None:
+    """Raises UserError where one of these, which requirements.txt lists, is not installed."""
+    for package in packages:
+        if not is_installed(package):
+            raise UserError(package, "is not installed", "run: pip install -r requirements.txt")
+
+
 def select_device(name: str) -> "torch.device":
     """`auto` takes the first of cuda, mps, cpu; any other name must be there.
 
@@ -92,6 +99,12 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def loader_processes() -> int:
+    """How many read the images of a training by default: half of the cores and at most 4, as the
+    others compute."""
+    return min(4, max(1, usable_cores() // 2))
 
 
 def _torch() -> Any:

@@ -116,7 +116,8 @@ def compare_detections(
     Returns:
         `matched`: share of the detections scoring at least PARITY_MIN_SCORE that have a partner,
         of the reference or of the candidate, whichever is less: neither missing nor additional
-        detections pass (1.0 when there are none). `max_box_error_px` and `max_score_error` over
+        detections pass (1.0 when there are none). `unmatched`: how many of them have none, of the
+        side that has more such. `max_box_error_px` and `max_score_error` over
         the pairs (None without pairs).
     """
     totals, partnered = np.zeros(2, int), np.zeros(2, int)
@@ -133,6 +134,7 @@ def compare_detections(
     shares = partnered[totals > 0] / totals[totals > 0]
     return {
         "matched": float(shares.min(initial=1.0)),
+        "unmatched": int((totals - partnered).max()),
         "max_box_error_px": float(max(box_errors)) if box_errors else None,
         "max_score_error": float(max(score_errors)) if score_errors else None,
     }

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from common import artifacts
+from common import artifacts, environment
 from common.errors import UserError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -71,11 +71,9 @@ class OnnxDetector:
     """
 
     def __init__(self, onnx_path: Path, device: str = "auto", threads: int = 0):
-        try:
-            import onnxruntime
-        except ModuleNotFoundError as error:
-            remedy = "run: pip install -r requirements.txt"
-            raise UserError(str(error.name), "is not installed", remedy) from None
+        environment.require("onnxruntime")
+        import onnxruntime
+
         self.onnx_path = Path(onnx_path)
         _check_file(self.onnx_path)
         onnxruntime.set_default_logger_severity(4)  # CUDA's absence is told below, in one line

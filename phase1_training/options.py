@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 EPOCHS = {True: 8, False: 10}  # by "is it the demo model?"
 BATCH_SIZE = 4
-WORKERS = min(4, max(1, environment.usable_cores() // 2))  # the others compute
+WORKERS = environment.loader_processes()
 SAVE_EVERY_S = 600.0
 LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}  # of SGD: for BATCH_SIZE images per step
 WEIGHT_DECAY = {"sgd": 0.0005, "adamw": 0.01}

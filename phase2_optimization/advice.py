@@ -47,8 +47,8 @@ def setting_of(device: "torch.device", batch_size: int, training_images: int) ->
     """The setting of a profile on this machine."""
     from common.fastpath import native_amp
 
-    loaders = min(4, max(1, environment.usable_cores() // 2))  # as train.py
-    return Setting(device.type, loaders, native_amp(device), batch_size < training_images)
+    can_grow = batch_size < training_images
+    return Setting(device.type, environment.loader_processes(), native_amp(device), can_grow)
 
 
 def advise(training: Part, inference: Part, setting: Setting) -> list[str]:

@@ -25,7 +25,6 @@ from common.cli import UserError, log
 from common.onnx_detector import FORMAT
 from common.onnx_graph import DEFAULT_OPSET, OPSETS, write_onnx
 from phase4_deployment.checks import parity
-from phase4_deployment.formats.base import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +66,7 @@ def export_onnx(
         UserError: something to export with is not installed.
         ParityError: the file differs; nothing is left at `path` that was not there before.
     """
-    require("onnx", "onnxscript", "onnxruntime")
+    environment.require("onnx", "onnxscript", "onnxruntime")
     import torch
 
     from common.inference_graph import InferenceGraph

@@ -11,7 +11,7 @@ from common import timing
 from common.cli import log
 from common.coco import CocoSplit, read_image
 from common.comparison import MIN_EFFECT, MIN_ROUNDS, compare, interval_text
-from common.evaluation import PARITY_MIN_SCORE, coco_map, compare_detections
+from common.evaluation import coco_map, compare_detections
 from common.models import Detections, Predictor
 from phase4_deployment.checks.parity import LOOSEST
 from phase4_deployment.formats import pytorch_fp32
@@ -116,16 +116,9 @@ def _accuracy(formats: Sequence[Format], val: ValImages) -> dict[str, dict[str, 
         result[name] = {
             "map": score["map"],
             "map_50": score["map_50"],
-            "parity": _parity(reference, detections),
+            "parity": compare_detections(reference, detections),
         }
     return result
-
-
-def _parity(reference: Sequence[Detections], found: Sequence[Detections]) -> dict[str, Any]:
-    """See `compare_detections`; `unmatched` is the share without a partner as a number."""
-    parity = compare_detections(reference, found)
-    strong = [sum(int((d.scores >= PARITY_MIN_SCORE).sum()) for d in s) for s in (reference, found)]
-    return {**parity, "unmatched": round((1 - (parity["matched"] or 0.0)) * max(strong))}
 
 
 def _time(

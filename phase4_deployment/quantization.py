@@ -282,6 +282,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_arguments` and the common options have read, as `quantize.quantize` takes it."""
+    shared = ("model_path", "data_path", "calibration_images", "max_map_drop", "max_images")
+    found = {name: getattr(args, name) for name in (*shared, "num_iterations", "seed")}
+    return {**found, "device_name": args.device}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
@@ -289,17 +296,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from phase4_deployment.quantize import quantize
 
         quantize(
-            args.model_path,
-            args.data_path,
             outputs=[Path("dynamic.pth"), Path("static.onnx")],
-            calibration_images=args.calibration_images,
-            max_map_drop=args.max_map_drop,
-            max_images=args.max_images,
-            num_iterations=args.num_iterations,
-            device_name=args.device,
-            seed=args.seed,
             report_path=args.output / "quantization.json",
             delivers=False,
+            **settings_of(args),
         )
         cli.finished([args.output / "quantization.json"], "python phase4_deployment/export_all.py")
 

@@ -71,7 +71,8 @@ def quantize(
     environment.seed_everything(seed)
     log.info(environment.summary_line(str(device)))
     loaded, (train, val) = load_model_and_data(model_path, data_path, device)
-    _keep_the_model(loaded.path, outputs)
+    if delivers:
+        _keep_the_model(loaded.path, outputs)
     with tempfile.TemporaryDirectory() as name:
         ingredients = Ingredients(
             loaded,
@@ -180,18 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report_path = paths.METRICS / "quantization.json"
 
     def work() -> None:
-        quantize(
-            args.model_path,
-            args.data_path,
-            outputs=[args.output],
-            calibration_images=args.calibration_images,
-            max_map_drop=args.max_map_drop,
-            max_images=args.max_images,
-            num_iterations=args.num_iterations,
-            device_name=args.device,
-            seed=args.seed,
-            report_path=report_path,
-        )
+        quantize(outputs=[args.output], report_path=report_path, **quantization.settings_of(args))
         cli.finished([args.output, report_path], "python phase4_deployment/export_all.py")
 
     return cli.run(work, args)

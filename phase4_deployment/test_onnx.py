@@ -23,7 +23,6 @@ from common import artifacts, cli, environment, paths
 from common.cli import UserError, log
 from phase4_deployment import web_page
 from phase4_deployment.checks import parity
-from phase4_deployment.formats.base import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +61,7 @@ def try_onnx(
     from phase4_deployment.checks import onnx_check, onnx_runtimes
 
     names, asked = choose(runtimes, device)
-    require("onnx", "onnxruntime")
+    environment.require("onnx", "onnxruntime")
     detector = _load(onnx_path)
     for name in asked:
         onnx_runtimes.RUNTIMES[name].require(tools)

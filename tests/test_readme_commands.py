@@ -4,12 +4,9 @@ docs/scale.md and phase 3; the other guides have tests of their own."""
 import doctest
 import importlib
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -173,14 +170,6 @@ def test_the_commands_of_the_readme_end_well(tmp_path, tmp_path_factory):
 PHASE3 = ROOT / "phase3_tracking" / "README_PHASE3.md"
 # a camera, a desktop, a stopped run, a cluster
 NEEDS_MORE = ("rtsp://", "--input 0 ", "--show", "--resume", "--address")
-CHILD = """
-import importlib, json, os, sys
-statuses = {}
-for name, arguments in json.loads(sys.stdin.read()):
-    sys.argv = [name, *arguments]
-    statuses[" ".join(sys.argv)] = importlib.import_module(name).main(arguments)
-print("STATUSES " + json.dumps(statuses))
-"""
 
 
 def phase3_commands() -> list[str]:
@@ -256,32 +245,15 @@ def test_the_commands_of_phase_3_end_well(a_persons_folder):
     commands = [one for one in phase3_commands() if not any(more in one for more in needs_more)]
     assert len(commands) > 10
     here = {"cuda": "cpu", "8000": "0", "/path/to/MOT17/train": "MOT17/train"}
-    asked = []
-    for command in commands:
-        name, arguments = module_and_arguments(command)
-        asked.append((name, [here.get(argument, argument) for argument in arguments]))
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD],
-        input=json.dumps(asked),
-        cwd=a_persons_folder,
-        env={
-            **os.environ,
-            "OUTPUTS_DIR": str(a_persons_folder / "outputs"),
-            "PYTHONPATH": str(ROOT),
-        },
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-    last = done.stdout.splitlines()[-1]
-    assert last.startswith("STATUSES "), done.stderr
-    failed = {what: status for what, status in json.loads(last[9:]).items() if status}
-    assert not failed, done.stderr
-    made = a_persons_folder / "outputs"
-    assert (made / "metrics" / "tracking_explained" / "2_assignment.png").is_file()
-    events = made / "videos" / "street_tracked.events.csv"
-    assert f"Saved {events}" in done.stdout  # by the runs with --line, and replaced by later ones
+    outputs = a_persons_folder / "outputs"
+    model, exported = outputs / "models" / "best_model.pth", outputs / "deployment" / "model.onnx"
+    folder = readme_pages.Folder(a_persons_folder, model, exported, outputs / "demo")
+    words = [["python", *shlex.split(command)] for command in commands]
+    asked = [Command([here.get(word, word) for word in one]) for one in words]
+    told = "".join(result.out for result in readme_pages.run(folder, asked))
+    assert (outputs / "metrics" / "tracking_explained" / "2_assignment.png").is_file()
+    events = outputs / "videos" / "street_tracked.events.csv"
+    assert f"Saved {events}" in told  # by the runs with --line, and replaced by later ones
     assert not events.exists()
     assert (a_persons_folder / "tracked_output.mp4").is_file()
     assert {path.stem for path in (a_persons_folder / "results").glob("*.mp4")} == {

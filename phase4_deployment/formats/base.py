@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import environment
-from common.cli import UserError, log
+from common.cli import log
 
 if TYPE_CHECKING:
     from common.coco import ImageRecord
@@ -144,9 +144,3 @@ def unavailable(name: str, runtime: str, why: str) -> Format:
 def missing(*packages: str) -> str | None:
     """Names the first of the packages that is not installed."""
     return next((name for name in packages if not environment.is_installed(name)), None)
-
-
-def require(*packages: str) -> None:
-    """Raises UserError where one of these, which requirements.txt lists, is not installed."""
-    if package := missing(*packages):
-        raise UserError(package, "is not installed", "run: pip install -r requirements.txt")

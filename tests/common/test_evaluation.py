@@ -214,6 +214,7 @@ def test_parity_of_equal_detectors_is_one():
     found = [detections([A, B], [0.9, 0.3], [1, 2]), detections()]
     assert compare_detections(found, found) == {
         "matched": 1.0,
+        "unmatched": 0,
         "max_box_error_px": 0.0,
         "max_score_error": 0.0,
     }
@@ -227,6 +228,7 @@ def test_parity_by_hand():
     ]
     assert compare_detections(reference, candidate) == {
         "matched": 3 / 4,
+        "unmatched": 1,
         "max_box_error_px": 1.0,
         "max_score_error": pytest.approx(0.05),
     }
@@ -249,14 +251,14 @@ def test_weak_detections_are_not_asked_for():
 
 
 def test_parity_without_detections():
-    nothing = {"matched": 1.0, "max_box_error_px": None, "max_score_error": None}
+    nothing = {"matched": 1.0, "unmatched": 0, "max_box_error_px": None, "max_score_error": None}
     assert compare_detections([], []) == nothing
     one = [detections([A], [0.9], [1])]
     for missing in (
         compare_detections(one, [detections()]),
         compare_detections([detections()], one),
     ):
-        assert missing == {**nothing, "matched": 0.0}
+        assert missing == {**nothing, "matched": 0.0, "unmatched": 1}
 
 
 def test_additional_detections_count_like_missing_ones():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.evaluation import compare_detections
 from common.models import Detections
 from phase4_deployment import measuring
 from phase4_deployment.formats.base import Format
@@ -50,7 +51,7 @@ def test_boxes_without_a_partner_are_counted_both_ways(left_out, weak, unmatched
     whole = Detections(boxes, scores, np.ones(65, int))
     part = Detections(*(np.delete(values, left_out, 0) for values in whole))
     pair = ([whole], [part]) if is_missing else ([part], [whole])
-    assert measuring._parity(*pair)["unmatched"] == unmatched
+    assert compare_detections(*pair)["unmatched"] == unmatched
 
 
 def batch(size: int, img_s: float, p90: float) -> dict:

@@ -63,7 +63,7 @@ def test_the_report(run, tmp_path):
     assert next(iter(rows)) == report["baseline"] == "unpruned"
     for name, row in rows.items():
         assert {"p50", "p90", "p99"} <= set(row["latency_ms"])
-        assert {"matched", "max_box_error_px", "max_score_error"} == set(row["parity"])
+        assert {"matched", "max_box_error_px", "max_score_error", "unmatched"} == set(row["parity"])
         assert row["size_zip_mib"] < row["size_mib"]
         assert (row["speedup"] is None) == (name == "unpruned")
         if row["speedup"]:

@@ -171,7 +171,9 @@ def test_side_by_side_nothing_is_kept_and_what_is_rejected_is_a_row(
         return "rejected: too much" if is_int8 else original(item, row, baseline_map)
 
     monkeypatch.setattr(measuring, "verdict", verdict)
-    words = ["--model-path", exported.model_path, "--data-path", data, "--output", tmp_path / "m"]
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(exported.model_path, "dynamic.pth")  # a name that a result has, too
+    words = ["--model-path", "dynamic.pth", "--data-path", data, "--output", tmp_path / "m"]
     words += ["--calibration-images", 2, "--max-map-drop", 1, "--num-iterations", 1]
     assert quantization.main([str(word) for word in words]) == 0
     assert capsys.readouterr().err == ""
