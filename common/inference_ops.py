@@ -4,6 +4,8 @@ Each has a real implementation for eager mode, a shape-only one for torch.compil
 and a translation to ONNX operators in common/onnx_graph.py.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,13 +53,15 @@ def _sides(width: int, height: int, like: Tensor) -> Tensor:
 @preprocess.register_fake
 def _(images, mean, std, min_size, max_size, divisor):
     height, width = images.shape[1:3]
-    # `resized_size` once more: Python's min() of symbolic sizes would fix the answer
-    short, long = torch.sym_min(height, width), torch.sym_max(height, width)
-    resized = [
-        torch.sym_max(1, torch.sym_min(side * min_size // short, side * max_size // long))
-        for side in (height, width)
-    ]
-    padded = [(side + divisor - 1) // divisor * divisor for side in resized]
+    if isinstance(height, int) and isinstance(width, int):
+        resized = resized_size(height, width, min_size, max_size)
+        padded = [math.ceil(side / divisor) * divisor for side in resized]
+    else:
+        # Unknown multiples of the divisor. As expressions of the image's height and width the
+        # sizes of every feature map would nest minima and divisions; simplifying those took most
+        # of the time of an export.
+        context = torch.library.get_ctx()
+        padded = [context.new_dynamic_size(min=1) * divisor for _ in range(2)]
     pixels = images.new_empty((images.shape[0], 3, *padded), dtype=torch.float32)
     return pixels, mean.new_empty(4), mean.new_empty(4)
 
