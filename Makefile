@@ -48,8 +48,10 @@ check: $(VENV)/.installed-dev
 	$(PY) -m mypy
 	$(PYTEST) -m 'not slow'
 
+# The notebooks promise a time: they run with nothing beside them.
 slow: $(VENV)/.installed-dev
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --ignore tests/test_notebooks.py
+	$(PY) -m pytest -m slow tests/test_notebooks.py --durations 4
 
 faults: $(VENV)/.installed-dev
 	$(PYTEST) -m fault --fault-table $(or $(OUTPUTS_DIR),outputs)/metrics/fault_table.md

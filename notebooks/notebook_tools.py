@@ -141,7 +141,8 @@ def _print_lines(process: subprocess.Popen[str]) -> str:
 
 # --- a detector for the later phases ----------------------------------------------------------
 
-SMALL_DATA = ("--train-images", 160, "--val-images", 24, "--video-frames", 90, "--overwrite")
+SMALL_DATA = ("--train-images", 128, "--val-images", 16, "--video-frames", 90, "--overwrite")
+SMALL_RECIPE = ("--batch-size", 2, "--lr", 0.002, "--warmup-steps", 20)
 
 
 def trained_detector(demo: Demo, epochs: int) -> Demo:
@@ -159,7 +160,7 @@ def trained_detector(demo: Demo, epochs: int) -> Demo:
             return made
     print("phase1_demo.ipynb has left no detector yet, so a small one is trained here.")
     demo.run("phase1_training/make_demo_data.py", *SMALL_DATA)
-    demo.run("phase1_training/train.py", "--epochs", epochs, "--batch-size", 2, "--overwrite")
+    demo.run("phase1_training/train.py", "--epochs", epochs, *SMALL_RECIPE, "--overwrite")
     return demo
 
 

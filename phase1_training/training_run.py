@@ -8,7 +8,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from phase1_training.validation import Validation, validate
 
 STOPPING = "Stopping after this step, and saving; a second time ends at once"
 DIVERGED = 5.0  # times the lowest validation loss so far
+PICTURES_EVERY_S = 20  # epochs of a few seconds do not each wait for theirs
 
 
 def train(
@@ -190,16 +191,21 @@ class _Session:
         self.ranks, self.recipe = trainer.ranks, trainer.recipe
         self.saved_at = time.monotonic()
         self.board = board
+        self.drawn_at = time.monotonic()
+        self.undrawn: list[Callable[[], None]] = []
 
     def go_on(self) -> dict[str, Any]:
         report = run_files.report(self.run, self.settings, self.trainer, self.history)
         if self.history and self.ranks.is_main:
             run_files.write_metrics(self.run, report)
-        for epoch in range(len(self.history) + 1, self.recipe.epochs + 1):
-            if run_files.stopped_early(self.history, self.recipe.patience):
-                log.info("No better map for %d epochs: the run ends", self.recipe.patience)
-                break
-            report = self._epoch(epoch)
+        try:
+            for epoch in range(len(self.history) + 1, self.recipe.epochs + 1):
+                if run_files.stopped_early(self.history, self.recipe.patience):
+                    log.info("No better map for %d epochs: the run ends", self.recipe.patience)
+                    break
+                report = self._epoch(epoch)
+        finally:
+            self._draw()
         if self.ranks.is_main:
             run_files.save(
                 self.run, "trained_model.pth", self.trainer.evaluated_model(), self.settings, report
@@ -280,14 +286,29 @@ class _Session:
             log.warning("The validation loss rises: the run diverges. Lower --lr")
         steps, metrics = self.trainer.steps_done, self.run.metrics
         self.board.epoch(steps, row, peak_memory_mib=report["peak_memory_mib"])
-        plots.training_curves(report["epochs"], metrics / "training_curves.png")
-        if report["best"]["epoch"] == row["epoch"]:
+        is_best = report["best"]["epoch"] == row["epoch"]
+
+        def curves() -> None:
+            plots.training_curves(report["epochs"], metrics / "training_curves.png")
+
+        def best() -> None:
             path = metrics / "val_predictions.png"
             plots.predictions_grid(self.run.val, val.detections, path)
             self.board.picture("validation predictions", path, steps)
             plots.per_class_ap(self.run.val, val.scores["per_class"], metrics / "per_class_ap.png")
+
+        self.undrawn = [curves, best] if is_best else [curves, *self.undrawn[1:]]
+        if is_best:
             head = run_files.evaluation_head(self.run, self.settings, self.trainer.device)
             evaluation_files.write(metrics, head, self.run.val, val.scores, val.detections)
+        if time.monotonic() - self.drawn_at > PICTURES_EVERY_S:
+            self._draw()
+
+    def _draw(self) -> None:
+        """Draws what the last epochs have left to draw."""
+        for draw in self.undrawn:
+            draw()
+        self.undrawn, self.drawn_at = [], time.monotonic()
 
     def _after_step(self, losses: Mapping[str, torch.Tensor]) -> None:
         """Saves when it is time or a signal asks for it; all ranks do so after the same step."""

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -101,8 +102,10 @@ class Trial:
         ours, theirs = (self.elsewhere / f"{who}_{model}.mp4" for who in ("project", "package"))
         script = paths.ROOT / "phase3_tracking" / "video_detector.py"
         project: list[str | Path] = [sys.executable, script, "--model-path", self.package / model]
-        _run([*project, *options, ours], cwd=self.elsewhere)
-        self.run("--model", self.package / model, *options, theirs)
+        with ThreadPoolExecutor() as both:  # of each, most is the start of Python
+            project_done = both.submit(_run, [*project, *options, ours], cwd=self.elsewhere)
+            self.run("--model", self.package / model, *options, theirs)
+            project_done.result()
         expected, actual = (read_tracks(file.with_suffix(".mot.txt")) for file in (ours, theirs))
         if not same_tracks(expected, actual):
             what = f"detect.py with {model} finds other tracks in a video than video_detector.py"
