@@ -148,11 +148,14 @@ class InferenceGraph(nn.Module):
             self._level_candidates(level, logits.float(), delta.float(), pixels.shape[-2:])
             for level, (logits, delta) in enumerate(zip(objectness, deltas, strict=True))
         ]
-        boxes = clip(torch.cat([boxes for boxes, _ in per_level], dim=1), limits)
-        scores = torch.cat([logits for _, logits in per_level], dim=1).sigmoid()
+        logits, anchors, deltas = (
+            torch.cat(parts, dim=1) for parts in zip(*per_level, strict=True)
+        )
+        boxes = clip(decode(deltas, anchors, self.rpn_coder_weights), limits)
+        scores = logits.sigmoid()
         usable = has_sides(boxes, self.rpn_min_side) & (scores >= self.rpn_score_threshold)
         level_of = torch.cat(
-            [torch.full_like(logits[0], level) for level, (_, logits) in enumerate(per_level)]
+            [torch.full_like(logits[0], level) for level, (logits, *_) in enumerate(per_level)]
         )
         levels = torch.arange(len(per_level), device=boxes.device)[:, None]
         by_level = torch.where(usable[:, None] & (level_of == levels), scores[:, None], ABSENT)
@@ -169,10 +172,11 @@ class InferenceGraph(nn.Module):
 
     def _level_candidates(
         self, level: int, logits: Tensor, deltas: Tensor, padded_size: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """The most object-like anchors of a pyramid level, refined: boxes [B, K, 4], logits [B, K].
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The most object-like anchors of a pyramid level: logits [B, K], anchors [B, K, 4] and
+        their deltas [B, K, 4].
 
-        Only their anchors are computed. An anchor's stride is padded size // grid size, as in
+        Only these anchors are computed. An anchor's stride is padded size // grid size, as in
         torchvision: on an odd grid that is less than the level's true stride.
         """
         batch, anchors_per_cell, height, width = logits.shape
@@ -189,7 +193,7 @@ class InferenceGraph(nn.Module):
         coordinate = torch.arange(4, device=index.device)
         place = ((kind * 4)[..., None] + coordinate) * (height * width) + cell[..., None]
         picked = deltas.reshape(batch, -1).gather(1, place.reshape(batch, -1))
-        return decode(picked.reshape(batch, -1, 4), anchors, self.rpn_coder_weights), best
+        return best, anchors, picked.reshape(batch, -1, 4)
 
     def classify(
         self, pooled: Tensor, rois: Tensor, roi_scores: Tensor, limits: Tensor

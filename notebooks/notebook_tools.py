@@ -141,7 +141,7 @@ def _print_lines(process: subprocess.Popen[str]) -> str:
 
 # --- a detector for the later phases ----------------------------------------------------------
 
-SMALL_DATA = ("--train-images", 128, "--val-images", 16, "--video-frames", 90, "--overwrite")
+SMALL_DATA = ("--train-images", 96, "--val-images", 16, "--video-frames", 90, "--overwrite")
 SMALL_RECIPE = ("--batch-size", 2, "--lr", 0.002, "--warmup-steps", 20)
 
 
