@@ -5,9 +5,9 @@
     python benchmarks/fleet_plan.py --gpu-ms 4 --mbit-in 4 --mbit-out 2 --hours-a-day 5000
 
 A report is one of benchmarks/video_pipeline.py, or of video_detector.py, which also tells the frame
-rate and the bit rate of its results, and, made with --device cuda, what a GPU sustains. All else is
-arithmetic, which takes a node to do so many times as much as the machine measured as it has more
-cores. A test compares docs/scale.md with what this script prints.
+rate, the bit rates of the video and of its results, and, made with --device cuda, what a GPU
+sustains. All else is arithmetic, which takes a node to do so many times as much as the machine
+measured as it has more cores. A test compares docs/scale.md with what this script prints.
 """
 
 import argparse
@@ -40,7 +40,8 @@ class Costs:
         overhead: times as much as all stages that the whole run occupied its cores.
         gpu_ms: milliseconds of a GPU from end to end; None where none was measured.
         fps: frames per second of the video; None where the report does not tell.
-        mbit_out: megabits of results for a second of video; None as above.
+        mbit_in, mbit_out: megabits of the file and of its results for a second of video; None as
+            above.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Costs:
     overhead: float
     gpu_ms: float | None = None
     fps: float | None = None
+    mbit_in: float | None = None
     mbit_out: float | None = None
 
     def total_ms(self, shares: Mapping[str, float]) -> float:
@@ -101,11 +103,18 @@ def _of_run(path: Path, report: Mapping[str, Any]) -> Costs:
         overhead = max(1.0, whole_ms * facts["cpu_count"] / sum(core_ms.values()))
     else:
         core_ms, gpu_ms = core_ms | {"detect": 0.0}, whole_ms
-    result_bytes = sum(file["bytes"] for file in report["files"].values())
-    seconds = report["frames_read"] / video["fps"]
     machine = f"{facts['device_name']}, {facts['cpu_count']} cores"
-    mbit_out = 8e-6 * result_bytes / seconds
-    return Costs(path.stem, machine, core_ms, overhead, gpu_ms, video["fps"], mbit_out)
+    return Costs(path.stem, machine, core_ms, overhead, gpu_ms, video["fps"], *_mbits(report))
+
+
+def _mbits(report: Mapping[str, Any]) -> tuple[float | None, float]:
+    """Megabits of a second of input and of results; none of input that is no file or has no end."""
+    video, frames = report["video"], report.get("frames_promised")
+    result_bytes = sum(file["bytes"] for file in report["files"].values())
+    mbit_out = 8e-6 * result_bytes / (report["frames_read"] / video["fps"])
+    if not (video.get("bytes") and frames):
+        return None, mbit_out
+    return 8e-6 * video["bytes"] / (frames / video["source_fps"]), mbit_out
 
 
 # --- the arithmetic -------------------------------------------------------------------------
@@ -159,7 +168,9 @@ def tables(costs: Sequence[Costs], args: argparse.Namespace) -> str:
     for one in costs:
         demand = Demand(args.hours_a_day, args.fps or one.fps or FPS, args.node_cores)
         parts += [_nodes(one, demand), _gpu(one, demand, args.gpu_ms or one.gpu_ms)]
-    parts += [_bytes(args.hours_a_day, args.mbit_in, args.mbit_out or costs[0].mbit_out)]
+    first = costs[0]
+    mbit_in, mbit_out = args.mbit_in or first.mbit_in, args.mbit_out or first.mbit_out
+    parts += [_bytes(args.hours_a_day, mbit_in, mbit_out)]
     return "\n\n".join(parts)
 
 
@@ -247,10 +258,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--node-cores", type=cli.positive_int, default=NODE_CORES, help="of a node")
     parser.add_argument("--gpu-ms", help="what your GPU takes for a frame, end to end", **number)
-    parser.add_argument("--mbit-in", help="megabits of a second of input", **number)
     parser.add_argument(
-        "--mbit-out", help="of results (default: those of the first report)", **number
+        "--mbit-in", help="megabits of a second of input (default: the first report's)", **number
     )
+    parser.add_argument("--mbit-out", help="of results (default: the first report's)", **number)
     return parser
 
 

@@ -40,6 +40,7 @@ def of_video(
         "latency_ms": clock.latency_ms(),
         "video": {
             "name": paths.display(source.path) if source.path else source.name,
+            "bytes": source.path.stat().st_size if source.path and source.path.is_file() else None,
             "width": source.width,
             "height": source.height,
             "fps": float(source.fps),

@@ -105,6 +105,17 @@ def test_a_run_of_video_detector(tmp_path):
     assert row(text, "in") == ["4.00", "4.0", "43.2"]
 
 
+def test_a_run_over_a_file_tells_what_flows_in(tmp_path):
+    """1.5 MB of 300 frames, half of which were read: 12 Mbit in 10 s."""
+    video = {"fps": 30.0, "source_fps": 30.0, "bytes": 1_500_000}
+    run = RUN | {"video": video, "frames_read": 150, "frames_promised": 300}
+    text = printed(write(tmp_path, run), "--hours-a-day", "24000")
+    assert row(text, "in") == ["1.20", "1.2", "13.0"]
+    assert row(text, "out")[0] == "4.00"
+    live = printed(write(tmp_path, run | {"frames_promised": None}))
+    assert "| in |" not in live
+
+
 def test_a_run_without_video_tells_nothing_of_runs_with_one(tmp_path):
     """17 ms of stages; the run itself 40 core-ms."""
     stages = RUN["stage_ms"] | {"draw": 0.0, "encode": 0.0}

@@ -49,14 +49,16 @@ def report(one: SimpleNamespace, *, complete: bool = True, **changed) -> dict:
     }
 
 
-def test_of_video():
+def test_of_video(tmp_path):
+    file = tmp_path / "street.mp4"
+    file.write_bytes(b"x" * 1234)
     writer = SimpleNamespace(frames_written=57, notes=["sound: aac"], audio_kept="aac, copied")
-    content = run_report.of_video(source(), writer, clock(), complete=True)
+    content = run_report.of_video(source(path=file), writer, clock(), complete=True)
     assert content["stage_ms"]["decode"] == pytest.approx((4.2 + 1.5) / 57 * 1000)
     assert content["notes"] == ["2 damaged parts", "sound: aac"]
     assert content["latency_ms"] is None
     assert content["video"] == {
-        **{"name": "/videos/street.mp4", "width": 640, "height": 360},
+        **{"name": str(file), "bytes": 1234, "width": 640, "height": 360},
         **{"fps": 15000 / 1001, "source_fps": 30000 / 1001, "audio": "aac, copied"},
     }
     numbers = ("frames_read", "frames_written", "frames_decoded", "frames_promised")
@@ -68,6 +70,7 @@ def test_of_video_without_a_writer_or_a_file():
     content = run_report.of_video(source(name="camera 0", path=None), None, clock(), complete=False)
     assert (content["frames_written"], content["complete"]) == (0, False)
     assert (content["video"]["name"], content["video"]["audio"]) == ("camera 0", None)
+    assert content["video"]["bytes"] is None
 
 
 def test_of_tracks_counts_classes_that_were_seen():
