@@ -198,14 +198,12 @@ class _Session:
         report = run_files.report(self.run, self.settings, self.trainer, self.history)
         if self.history and self.ranks.is_main:
             run_files.write_metrics(self.run, report)
-        try:
-            for epoch in range(len(self.history) + 1, self.recipe.epochs + 1):
-                if run_files.stopped_early(self.history, self.recipe.patience):
-                    log.info("No better map for %d epochs: the run ends", self.recipe.patience)
-                    break
-                report = self._epoch(epoch)
-        finally:
-            self._draw()
+        for epoch in range(len(self.history) + 1, self.recipe.epochs + 1):
+            if run_files.stopped_early(self.history, self.recipe.patience):
+                log.info("No better map for %d epochs: the run ends", self.recipe.patience)
+                break
+            report = self._epoch(epoch)
+        self._draw()
         if self.ranks.is_main:
             run_files.save(
                 self.run, "trained_model.pth", self.trainer.evaluated_model(), self.settings, report
@@ -327,6 +325,7 @@ class _Session:
 
     def _stop_if_asked(self) -> None:
         if self.ranks.any(self.stop.received is not None):
+            self._draw()
             if self.ranks.is_main:
                 log.warning("Stopped. Continue with: %s", self._resume_command())
             self.stop.raise_received()
