@@ -10,6 +10,7 @@ from common import artifacts, recorded_files
 from common.coco import load_split
 from common.evaluation import evaluate
 from common.models import load_model, stock_predictor
+from phase1_training import training_run
 from tests.coco_data import write_shapes
 from tests.training_runs import CHECKPOINTS, checksums, equal, metrics, run_training, weights
 
@@ -106,6 +107,21 @@ def test_the_same_seed_gives_the_same_weights_and_metrics(straight, shapes, tmp_
     assert run_training(shapes, tmp_path / "again", "--epochs", 2) == 0
     assert equal(weights(straight / "last.pth"), weights(tmp_path / "again" / "last.pth"))
     assert metrics(straight) == metrics(tmp_path / "again")
+
+
+@pytest.mark.parametrize(("every_s", "drawn_at"), [(-1.0, [1, 2]), (3600.0, [2])])
+def test_pictures_are_drawn_when_it_is_time_and_at_the_end(
+    every_s, drawn_at, shapes, tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(training_run, "PICTURES_EVERY_S", every_s)
+    monkeypatch.setattr(
+        training_run.plots, "training_curves", lambda epochs, path: drawn.append(len(epochs))
+    )
+    assert run_training(shapes, tmp_path / "run", "--epochs", 2) == 0
+    assert drawn == drawn_at
+    best = (tmp_path / "run").rglob("val_predictions.png")
+    assert len(list(best)) == 1
 
 
 def test_another_seed_gives_other_weights(straight, shapes, tmp_path):
