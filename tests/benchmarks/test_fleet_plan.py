@@ -51,6 +51,8 @@ def test_the_page_shows_what_the_script_prints():
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     shown = tables([read_costs(path) for path in reports], build_parser().parse_args([]))
     assert f"\n\n{shown}\n\n" in page
+    of_run = printed(RESULTS.parent / "fleet" / "street_tracked.json")
+    assert f"\n\n{of_run[of_run.rindex('41,667 videos') :]}\n\n" in page
 
 
 def test_the_links_of_the_page_lead_somewhere():
