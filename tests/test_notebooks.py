@@ -161,7 +161,7 @@ def test_it_ends_in_checks_that_can_fail(name):
 
 @pytest.fixture(scope="module")
 def shared_outputs(tmp_path_factory):
-    """Phase 2 follows phase 1 here; 3 and 4 stand alone."""
+    """Phases 2 and 4 follow phase 1 here; 3 stands alone."""
     return tmp_path_factory.mktemp("outputs")
 
 
@@ -201,8 +201,8 @@ def embedded_video(html):
     [("phase1", FOLDER), ("phase2", ROOT), ("phase3", FOLDER), ("phase4", ROOT / "docs")],
 )
 def test_it_runs_from_end_to_end(name, working_directory, shared_outputs, tmp_path, monkeypatch):
-    outputs = shared_outputs if name in ("phase1", "phase2") else tmp_path
-    follows = name == "phase2" and (outputs / "notebooks" / "phase1").is_dir()
+    outputs = tmp_path if name == "phase3" else shared_outputs
+    earlier = {path.name for path in (outputs / "notebooks").glob("phase*")}
     monkeypatch.setenv("OUTPUTS_DIR", str(outputs))
     monkeypatch.setenv("DEMO_QUICK", "1")
     committed = path_of(name).read_bytes()
@@ -219,7 +219,8 @@ def test_it_runs_from_end_to_end(name, working_directory, shared_outputs, tmp_pa
     assert max(map(len, pictures)) < JUPYTER_LIMIT_BYTES
     assert [path.name for path in outputs.iterdir()] == ["notebooks"]
     written = {path.name for path in (outputs / "notebooks").iterdir()}
-    assert written == ({"phase1", "phase2"} if follows else {name})
+    assert written == earlier | {name}
+    follows = "phase1" in earlier
     says = "Taking the detector" if follows else "phase1_demo.ipynb has left no detector"
     assert name == "phase1" or says in printed(book, "stdout")
     videos = [embedded_video(html) for html in shown(book, "text/html")]
