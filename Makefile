@@ -39,8 +39,14 @@ demo: $(VENV)/.installed
 	$(STEP) -m common.report
 	@printf '\nOpen $(or $(OUTPUTS_DIR),outputs)/metrics/report.html in a browser.\n'
 
+# $(call tests,OPTIONS): the notebooks promise a time and run with nothing beside them.
+define tests
+$(PYTEST) $(1) --ignore tests/test_notebooks.py
+$(PY) -m pytest $(1) tests/test_notebooks.py --durations 4
+endef
+
 test: $(VENV)/.installed-dev
-	$(PYTEST)
+	$(call tests)
 
 check: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
@@ -48,10 +54,8 @@ check: $(VENV)/.installed-dev
 	$(PY) -m mypy
 	$(PYTEST) -m 'not slow'
 
-# The notebooks promise a time: they run with nothing beside them.
 slow: $(VENV)/.installed-dev
-	$(PYTEST) -m slow --ignore tests/test_notebooks.py
-	$(PY) -m pytest -m slow tests/test_notebooks.py --durations 4
+	$(call tests,-m slow)
 
 faults: $(VENV)/.installed-dev
 	$(PYTEST) -m fault --fault-table $(or $(OUTPUTS_DIR),outputs)/metrics/fault_table.md

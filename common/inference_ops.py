@@ -4,8 +4,6 @@ Each has a real implementation for eager mode, a shape-only one for torch.compil
 and a translation to ONNX operators in common/onnx_graph.py.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,11 +53,10 @@ def _(images, mean, std, min_size, max_size, divisor):
     height, width = images.shape[1:3]
     if isinstance(height, int) and isinstance(width, int):
         resized = resized_size(height, width, min_size, max_size)
-        padded = [math.ceil(side / divisor) * divisor for side in resized]
+        padded = [side + -side % divisor for side in resized]
     else:
-        # Unknown multiples of the divisor. As expressions of the image's height and width the
-        # sizes of every feature map would nest minima and divisions; simplifying those took most
-        # of the time of an export.
+        # Unknown multiples of the divisor: as expressions of the image's height and width the
+        # sizes of all feature maps would nest minima and divisions, which take long to simplify.
         context = torch.library.get_ctx()
         padded = [context.new_dynamic_size(min=1) * divisor for _ in range(2)]
     pixels = images.new_empty((images.shape[0], 3, *padded), dtype=torch.float32)

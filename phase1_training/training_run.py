@@ -192,7 +192,7 @@ class _Session:
         self.saved_at = time.monotonic()
         self.board = board
         self.drawn_at = time.monotonic()
-        self.undrawn: list[Callable[[], None]] = []
+        self.undrawn: dict[str, Callable[[], None]] = {}
 
     def go_on(self) -> dict[str, Any]:
         report = run_files.report(self.run, self.settings, self.trainer, self.history)
@@ -284,19 +284,19 @@ class _Session:
             log.warning("The validation loss rises: the run diverges. Lower --lr")
         steps, metrics = self.trainer.steps_done, self.run.metrics
         self.board.epoch(steps, row, peak_memory_mib=report["peak_memory_mib"])
-        is_best = report["best"]["epoch"] == row["epoch"]
 
-        def curves() -> None:
+        def draw_curves() -> None:
             plots.training_curves(report["epochs"], metrics / "training_curves.png")
 
-        def best() -> None:
+        def draw_best() -> None:
             path = metrics / "val_predictions.png"
             plots.predictions_grid(self.run.val, val.detections, path)
             self.board.picture("validation predictions", path, steps)
             plots.per_class_ap(self.run.val, val.scores["per_class"], metrics / "per_class_ap.png")
 
-        self.undrawn = [curves, best] if is_best else [curves, *self.undrawn[1:]]
-        if is_best:
+        self.undrawn["curves"] = draw_curves
+        if report["best"]["epoch"] == row["epoch"]:
+            self.undrawn["best"] = draw_best
             head = run_files.evaluation_head(self.run, self.settings, self.trainer.device)
             evaluation_files.write(metrics, head, self.run.val, val.scores, val.detections)
         if time.monotonic() - self.drawn_at > PICTURES_EVERY_S:
@@ -304,9 +304,9 @@ class _Session:
 
     def _draw(self) -> None:
         """Draws what the last epochs have left to draw."""
-        for draw in self.undrawn:
+        for draw in self.undrawn.values():
             draw()
-        self.undrawn, self.drawn_at = [], time.monotonic()
+        self.undrawn, self.drawn_at = {}, time.monotonic()
 
     def _after_step(self, losses: Mapping[str, torch.Tensor]) -> None:
         """Saves when it is time or a signal asks for it; all ranks do so after the same step."""
@@ -325,9 +325,9 @@ class _Session:
 
     def _stop_if_asked(self) -> None:
         if self.ranks.any(self.stop.received is not None):
-            self._draw()
             if self.ranks.is_main:
                 log.warning("Stopped. Continue with: %s", self._resume_command())
+            self._draw()
             self.stop.raise_received()
             raise cli.Terminated  # another rank was asked
 
