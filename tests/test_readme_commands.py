@@ -152,8 +152,9 @@ def test_each_command_of_the_readme_is_run_or_left_out_for_a_reason(tmp_path):
 @pytest.mark.slow
 def test_the_commands_of_the_readme_end_well(tmp_path, tmp_path_factory):
     folder = readme_pages.prepare(tmp_path, tmp_path_factory)
-    for name in ("sample_video.mp4", "video.mp4", "yours.mp4"):
+    for name in ("sample_video.mp4", "video.mp4", "yours.mp4", "street.mp4"):
         folder.video(name)
+    (tmp_path / "street.det.txt").write_text("1,-1,10,10,20,30,0.9,-1,-1,-1\n")
     run, _ = front_commands()
     readme_pages.run(folder, [small(words, folder.checkpoint, folder.data) for words in run])
     assert (tmp_path / "tracked.mp4").is_file()
